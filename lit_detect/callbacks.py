@@ -1,0 +1,186 @@
+"""What a run leaves behind: a table of results, a picture of detections, files of predictions."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lit_detect.visualize import draw_detections, montage
+
+__all__ = ["DetectionPictures", "PredictionWriter", "ResultsTable"]
+
+log = logging.getLogger(__name__)
+
+Detections = list[dict[str, Tensor]]
+
+ROWS = {
+    "map": "AP",
+    "map_50": "AP50",
+    "map_75": "AP75",
+    "map_small": "AP small (under 32² pixels)",
+    "map_medium": "AP medium (to 96²)",
+    "map_large": "AP large (over 96²)",
+}
+
+
+class ResultsTable(Callback):
+    """Print the results of `validate` and `test` as a table, and where the best checkpoint is."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.print(trainer, "val")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.print(trainer, "test")
+
+    def print(self, trainer: Trainer, stage: str) -> None:
+        """Print what was logged for a stage."""
+        if not trainer.is_global_zero:
+            return
+        console = Console()
+        console.print(results_table(trainer.callback_metrics, stage))
+        checkpoint = trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
+            print(f"best checkpoint: {checkpoint.best_model_path}")
+
+
+def results_table(metrics: Mapping[str, Tensor], stage: str) -> Table:
+    """COCO's averages, and AP by class, of the metrics logged for a stage; a value that does not exist is left out."""
+    table = Table("", stage, title=f"{stage}: average precision over IoU .50 to .95 unless said otherwise")
+    table.columns[1].justify = "right"
+    for key, name in ROWS.items():
+        if f"{stage}/{key}" in metrics:
+            table.add_row(name, f"{metrics[f'{stage}/{key}']:.3f}")
+    table.add_section()
+    for key, value in metrics.items():
+        if key.startswith(f"{stage}/ap/"):
+            table.add_row(f"AP {key.removeprefix(f'{stage}/ap/')}", f"{value:.3f}")
+    return table
+
+
+class DetectionPictures(Callback):
+    """Draw the detections on the first images of `validate` and `test` into one ``detections.png`` beside the run.
+
+    Args:
+        images: how many; 0 for none.
+        score_threshold: draw detections that score at least this, 0..1.
+    """
+
+    def __init__(self, images: int = 12, score_threshold: float = 0.5) -> None:
+        self.images, self.score_threshold = images, score_threshold
+        self.pictures: list[Image.Image] = []
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self.draw(pl_module, outputs, batch)
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
+        self.draw(pl_module, outputs, batch)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.save(trainer)
+
+    def draw(self, module: Any, detections: Detections, batch: Any) -> None:
+        """Draw as many images of a batch as are still wanted."""
+        for image, found in zip(batch[0], detections, strict=True):
+            if len(self.pictures) < self.images:
+                self.pictures.append(draw_detections(image, found, module.classes, self.score_threshold))
+
+    def save(self, trainer: Trainer) -> None:
+        """Write the picture, and say where."""
+        if self.pictures and trainer.is_global_zero:
+            path = Path(trainer.log_dir or trainer.default_root_dir) / "detections.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            montage(self.pictures).save(path)
+            print(f"detections drawn: {path}")
+        self.pictures = []
+
+
+class PredictionWriter(Callback):
+    """Write what `predict` finds: ``predictions.json`` in COCO's results format, and the images with boxes drawn on them.
+
+    Each result has COCO's ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels) and ``score``, and also
+    ``category_name`` and ``file_name``.
+
+    Args:
+        folder: where to write; by default ``predictions`` beside the run.
+        draw: draw images too.
+        score_threshold: draw detections that score at least this, 0..1; the JSON has all that the detector gives.
+    """
+
+    def __init__(self, folder: str | None = None, draw: bool = True, score_threshold: float = 0.5) -> None:
+        self.folder, self.draw, self.score_threshold = folder, draw, score_threshold
+        self.results: list[dict[str, Any]] = []
+        self.seen: list[int] = []
+
+    def output(self, trainer: Trainer) -> Path:
+        """The folder written to."""
+        return Path(self.folder) if self.folder else Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
+        for image, found, target in zip(batch[0], outputs, batch[1], strict=True):
+            index = int(target["image_id"])
+            name = trainer.datamodule.splits["predict"].file_name(index)  # type: ignore[attr-defined]
+            self.seen.append(index)
+            self.results += coco_results(found, index, name, pl_module.classes, pl_module.category_ids)  # type: ignore[arg-type]
+            if self.draw:
+                path = self.output(trainer) / "images" / Path(name).with_suffix(".png")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                draw_detections(image, found, pl_module.classes, self.score_threshold).save(path)  # type: ignore[arg-type]
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        results, seen = gathered(self.results), set(gathered(self.seen))
+        self.results, self.seen = [], []
+        if not trainer.is_global_zero:
+            return
+        dataset = trainer.datamodule.splits["predict"]  # type: ignore[attr-defined]
+        path = self.output(trainer) / "predictions.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(results, indent=1))
+        print(f"predictions: {path} ({len(results)} detections on {len(seen)} images)")
+        unread = [dataset.file_name(index) for index in range(len(dataset)) if index not in seen]
+        if unread:
+            print(f"could not read {len(unread)} of {len(dataset)} images, which were skipped: {', '.join(unread)}")
+
+
+def coco_results(
+    detections: dict[str, Tensor], image_id: int, file_name: str, classes: list[str], category_ids: list[int]
+) -> list[dict[str, Any]]:
+    """One image's detections in COCO's results format, with names for the numbers."""
+    columns = (detections[name].tolist() for name in ("boxes", "labels", "scores"))
+    return [
+        {
+            "image_id": image_id,
+            "file_name": file_name,
+            "category_id": category_ids[label - 1],
+            "category_name": classes[label - 1],
+            "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
+            "score": round(score, 5),
+        }
+        for (x1, y1, x2, y2), label, score in zip(*columns, strict=True)
+    ]
+
+
+def gathered(items: list[Any]) -> list[Any]:
+    """The items of all ranks in the order of ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return items
+    parts: list[list[Any]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]

@@ -1,0 +1,127 @@
+"""The command line: ``python -m lit_detect {fit,validate,test,predict} --config FILE``."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import lit_detect
+from lit_detect.callbacks import DetectionPictures, PredictionWriter, ResultsTable
+from lit_detect.data import DetectionDataModule
+from lit_detect.detector import Detector
+from lit_detect.errors import InputError
+
+__all__ = ["DetectionCLI", "main"]
+
+PACKAGE = Path(lit_detect.__file__).parent
+# in a wheel the configs lie inside the package, in a checkout beside it
+CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), None)
+
+
+class DetectionCLI(LightningCLI):
+    """Lightning's command line with the data's classes flowing to the model, and results at the end of a run."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            Detector,
+            DetectionDataModule,
+            subclass_mode_model=True,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"callbacks": [ResultsTable()]},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={"prog": "lit-detect", "description": lit_detect.__doc__},
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        for name in ("classes", "category_ids"):
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/map",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.add_lightning_class_args(DetectionPictures, "pictures")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it is.
+
+        Lightning 2.6 lets a checkpoint's hyper-parameters replace what was asked for: a score threshold for a test is silently ignored.
+        """
+
+    def before_instantiate_classes(self) -> None:
+        """A checkpoint's classes go before the data's, so that the data need not be there to predict."""
+        config = self.config[self.subcommand]
+        path = config.get("ckpt_path")
+        if path is None or path in ("last", "best", "hpc", "registry"):
+            return
+        if not Path(path).is_file():
+            raise InputError(f"Expected a checkpoint at {path} but there is no such file.")
+        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("hyper_parameters", {})
+        if config.data.classes is None and "classes" in saved:
+            config.data.classes, config.data.category_ids = list(saved["classes"]), list(saved["category_ids"])
+
+    def before_fit(self) -> None:
+        """Without validation there is no AP to choose checkpoints by: keep the last alone."""
+        if not self.datamodule.splits["val"]:
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint):
+                    callback.monitor, callback.save_top_k = None, 0
+
+    def after_fit(self) -> None:
+        """Evaluate the best checkpoint, so that a training ends with its results."""
+        checkpoint = self.trainer.checkpoint_callback
+        if self.datamodule.splits["val"] and isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
+            self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False, weights_only=True)
+
+    def before_validate(self) -> None:
+        """Our table replaces Lightning's."""
+        self.config_init[self.subcommand]["verbose"] = False
+
+    before_test = before_validate
+
+    def before_predict(self) -> None:
+        """The callback writes what is predicted; nothing is kept in memory."""
+        self.config_init[self.subcommand]["return_predictions"] = False
+
+
+def find_configs(args: Sequence[str]) -> list[str]:
+    """The arguments, with the path of a shipped config for each ``--config`` that names no file here."""
+    found = []
+    for previous, arg in zip(["", *args], args, strict=False):
+        flag, equals, value = arg.partition("=") if arg.startswith("--config=") else ("", "", arg)
+        if (flag or previous in ("--config", "-c")) and CONFIGS and not Path(value).exists():
+            shipped = CONFIGS / value.removeprefix("configs/")
+            value = str(shipped) if shipped.is_file() else value
+        found.append(f"{flag}{equals}{value}")
+    return found
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command; what the user can mend ends it with one sentence and status 1."""
+    arguments = find_configs(sys.argv[1:] if args is None else args)
+    try:
+        # albumentations types its ranges as tuples, which YAML reads back as lists; it takes either
+        warnings.filterwarnings("ignore", "(?s).*Dump of a value that does not round-trip.*")
+        # sys.argv and not args, which Lightning takes for a call from Python; ranks that it starts run the same command again
+        sys.argv[1:] = arguments
+        DetectionCLI()
+    except InputError as error:
+        # from a worker process the message comes inside of a traceback
+        sys.exit(f"lit-detect: error: {str(error).rpartition('InputError: ')[2].strip()}")
+    except MisconfigurationException as error:
+        sys.exit(f"lit-detect: error: {error}")

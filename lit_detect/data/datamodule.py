@@ -1,0 +1,165 @@
+"""The LightningDataModule: data sets by split, and how they are fed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import albumentations as A
+import cv2
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lit_detect.data.dataset import Concatenation, DetectionDataset, EpochSampler, Samples
+from lit_detect.data.folder import ImageFolder
+from lit_detect.errors import InputError
+
+__all__ = ["DetectionDataModule"]
+
+Split = DetectionDataset | list[DetectionDataset] | None
+
+
+class DetectionDataModule(LightningDataModule):
+    """Data sets for training, validation, test and prediction.
+
+    Nothing is read before it is needed, so that a prediction runs where the training data is not.
+
+    Args:
+        train: a data set, or several of the same classes.
+        val: likewise.
+        test: likewise.
+        predict: a folder of images, or one image.
+        transforms: albumentations transforms for training, in order. Images are neither resized nor normalised here unless a
+            transform does it; the network does both.
+        min_visibility: leave out boxes of which a transform keeps a smaller share of the area, 0..1.
+        batch_size: images a step on each device.
+        num_workers: processes that read and augment, on each device; 0 for none.
+        keep_empty: train on images without boxes too.
+        classes: names of the labels 1..C; by default the data sets', and for a checkpoint on the command line its own.
+        category_ids: the data set's own ids of the classes, likewise.
+        seed: of shuffling and augmentation; by default the run's (`seed_everything`), else 0.
+
+    Raises:
+        InputError: a split that is needed but not given, or empty, or of other classes.
+    """
+
+    def __init__(
+        self,
+        train: Split = None,
+        val: Split = None,
+        test: Split = None,
+        predict: str | None = None,
+        transforms: list[A.BasicTransform] | None = None,
+        min_visibility: float = 0.1,
+        batch_size: int = 8,
+        num_workers: int = 4,
+        keep_empty: bool = True,
+        classes: list[str] | None = None,
+        category_ids: list[int] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.splits = {"train": train, "val": val, "test": test, "predict": ImageFolder(predict) if predict else None}
+        self.transforms, self.min_visibility = list(transforms or []), min_visibility
+        self.batch_size, self.num_workers, self.keep_empty = batch_size, num_workers, keep_empty
+        self._classes, self._category_ids, self._seed = classes, category_ids, seed
+        self.samples: dict[str, Samples] = {}
+
+    @property
+    def seed(self) -> int:
+        """The seed of shuffling and augmentation."""
+        return self._seed if self._seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the labels 1..C."""
+        return self._classes if self._classes is not None else self._smallest().classes
+
+    @property
+    def category_ids(self) -> list[int] | None:
+        """The data set's own ids of the classes; none where only names are known."""
+        if self._category_ids is not None or self._classes is not None:
+            return self._category_ids
+        return self._smallest().category_ids
+
+    def _smallest(self) -> DetectionDataset:
+        """The data set whose classes are the cheapest to read: all have the same, which `setup` checks."""
+        for name in ("val", "test", "train"):
+            if self.splits[name]:
+                return self.dataset(name)
+        raise InputError("Expected data with classes (data.train, data.val or data.test), or their names as data.classes.")
+
+    def dataset(self, name: str) -> DetectionDataset:
+        """The data set of a split, several as one."""
+        split = self.splits[name]
+        if not split:
+            raise InputError(f"Expected data.{name}, which this command reads, but it is not set.")
+        return Concatenation(split) if isinstance(split, list) else split
+
+    def setup(self, stage: str) -> None:
+        """Read the annotations of what the stage needs, and check them."""
+        for name in {"fit": ["train", *(["val"] if self.splits["val"] else [])], "validate": ["val"]}.get(stage, [stage]):
+            if name not in self.samples:
+                self.samples[name] = self._read(name)
+
+    def _read(self, name: str) -> Samples:
+        dataset = self.dataset(name)
+        if name == "predict":
+            return Samples(dataset, skip_unreadable=True)
+        if len(dataset) == 0:
+            raise InputError(f"Expected images in data.{name} but {dataset} has none.")
+        if dataset.classes != self.classes:
+            raise InputError(f"Expected data.{name} with the classes {self.classes} but {dataset} has {dataset.classes}.")
+        if name != "train":
+            return Samples(dataset)
+        indices = None if self.keep_empty else [index for index in range(len(dataset)) if dataset.num_boxes(index)]
+        if indices == []:
+            raise InputError(f"Expected images with boxes in data.train but all {len(dataset)} of {dataset} are empty.")
+        return Samples(dataset, self.transforms, True, self.min_visibility, self.seed, indices)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        samples = self.samples["train"]
+        trainer = self.trainer
+        ranks = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
+        sampler = EpochSampler(samples, *ranks, shuffle=True, seed=self.seed)
+        # a last batch that is not full would be a step with a learning rate that is too large for it
+        return self._loader(samples, sampler=sampler, drop_last=len(sampler) >= self.batch_size, persistent_workers=self.num_workers > 0)
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        return self._loader(self.samples["val"]) if "val" in self.samples else []
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.samples["test"])
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self._loader(self.samples["predict"])
+
+    def _loader(self, samples: Samples, **arguments: Any) -> DataLoader[Any]:
+        return DataLoader(
+            samples,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=one_thread,
+            **arguments,
+        )
+
+
+def collate(samples: Sequence[tuple[Tensor, dict[str, Tensor]] | None]) -> tuple[Tensor | list[Tensor], list[dict[str, Tensor]]]:
+    """A batch from samples: images as one tensor ``(N, 3, H, W)`` if all have one size, else as a list; targets as a list.
+
+    Samples that could not be read (None) are left out.
+    """
+    read = [sample for sample in samples if sample is not None]
+    images, targets = [image for image, _ in read], [target for _, target in read]
+    same = len({image.shape for image in images}) == 1
+    return (torch.stack(images) if same else images), targets
+
+
+def one_thread(worker: int) -> None:
+    """A worker has one core: keep OpenCV from starting a thread for each."""
+    cv2.setNumThreads(0)

@@ -1,0 +1,200 @@
+"""Handwritten digits scattered over textured grounds: a small real task that needs no download.
+
+The digits are the 1,797 scans of the UCI "Optical Recognition of Handwritten Digits" set, which scikit-learn ships in its wheel. They
+are written once to a cache folder as a VOC tree and as COCO files, and read back by the same readers as any other data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree.ElementTree import Element, ElementTree, SubElement
+
+import cv2
+import numpy as np
+
+from lit_detect.data.coco import COCODetection
+from lit_detect.data.voc import VOCDetection
+
+__all__ = ["DigitsCOCO", "DigitsVOC", "write_digits"]
+
+IMAGES = {"train": 3200, "val": 200}
+SIDE = 96  # pixels of an image
+SMALLEST, LARGEST = 14, 60  # pixels of a digit's longer side, drawn evenly on a logarithmic scale
+MOST_DIGITS = 6
+MOST_COVERED = 0.35  # share of a digit's box that another may cover
+TRAIN_SCANS = 1397  # the rest are for validation, so that no scan is in both
+
+
+class DigitsVOC(VOCDetection):
+    """The digits, read as VOC.
+
+    Args:
+        image_set: ``train`` (3200 images) or ``val`` (200).
+        root: where they are written once; by default the user's cache folder.
+    """
+
+    def __init__(self, image_set: str = "train", root: str | None = None) -> None:
+        super().__init__(str(write_digits(root)), image_set)
+
+
+class DigitsCOCO(COCODetection):
+    """The digits, read as COCO.
+
+    Args:
+        image_set: ``train`` (3200 images) or ``val`` (200).
+        root: where they are written once; by default the user's cache folder.
+    """
+
+    def __init__(self, image_set: str = "val", root: str | None = None) -> None:
+        folder = write_digits(root)
+        super().__init__(str(folder / "JPEGImages"), str(folder / "annotations" / f"instances_{image_set}.json"))
+
+
+class Scene(NamedTuple):
+    """An image, and its digits: boxes ``(M, 4)`` of whole pixels and the digits themselves, 0..9."""
+
+    image: np.ndarray
+    boxes: np.ndarray
+    digits: list[int]
+
+
+def write_digits(root: str | None = None, images: dict[str, int] | None = None, seed: int = 0) -> Path:
+    """Write the data set unless it is there already.
+
+    Args:
+        root: the folder; by default ``digits-1`` in ``$LIT_DETECT_CACHE``, or else in ``~/.cache/lit_detect``.
+        images: number of images of ``train`` and ``val``, 3200 and 200 by default.
+        seed: the same seed gives the same files.
+
+    Returns:
+        The folder, with ``JPEGImages``, ``Annotations``, ``ImageSets/Main`` and ``annotations/instances_{train,val}.json``.
+    """
+    cache = os.environ.get("LIT_DETECT_CACHE") or Path.home() / ".cache" / "lit_detect"
+    folder = Path(root) if root else Path(cache) / "digits-1"
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # written aside and renamed, so that a half-written set is never taken for a whole one, and several processes may try
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main", "annotations"):
+        (aside / name).mkdir(parents=True)
+    scans, digits = load_scans()
+    rng = np.random.default_rng(seed)
+    for split, pool in (("train", range(TRAIN_SCANS)), ("val", range(TRAIN_SCANS, len(scans)))):
+        scenes = {}
+        for index in range((images or IMAGES)[split]):
+            chosen = rng.choice(pool, rng.integers(1, MOST_DIGITS + 1))
+            scenes[f"{split}_{index:04d}"] = draw_scene(scans[chosen], digits[chosen], rng)
+        write_split(aside, split, scenes)
+    try:
+        aside.rename(folder)
+    except OSError:  # another process was first
+        shutil.rmtree(aside)
+    return folder
+
+
+def load_scans() -> tuple[np.ndarray, np.ndarray]:
+    """The scans ``(1797, 8, 8)``, ink 0..1, and the digits they show."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return data.images.astype(np.float32) / 16, data.target
+
+
+def draw_scene(scans: np.ndarray, digits: np.ndarray, rng: np.random.Generator) -> Scene:
+    """Scatter scans over a ground; one that finds no free place in 20 trials is left out."""
+    canvas = draw_ground(rng)
+    boxes: list[np.ndarray] = []
+    drawn = []
+    for scan, digit in zip(scans, digits, strict=True):
+        side = int(np.exp(rng.uniform(np.log(SMALLEST), np.log(LARGEST))))
+        ink = cv2.resize(scan, (side, side), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+        rows, columns = (np.flatnonzero((ink > 0.2).any(axis=axis)) for axis in (1, 0))
+        ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        height, width = ink.shape
+        for _ in range(20):
+            x, y = rng.integers(0, SIDE - width + 1), rng.integers(0, SIDE - height + 1)
+            box = np.array([x, y, x + width, y + height])
+            if all(covered(box, other) <= MOST_COVERED for other in boxes):
+                break
+        else:
+            continue
+        patch = canvas[y : y + height, x : x + width]
+        # light ink on dark ground and dark on light, in any tint
+        colour = rng.uniform(0.75, 1, 3) if patch.mean() < 0.5 else rng.uniform(0, 0.25, 3)
+        patch += ink[..., None] * (colour - patch)
+        boxes.append(box)
+        drawn.append(int(digit))
+    noisy = canvas + rng.normal(0, 0.02, canvas.shape)
+    return Scene((noisy.clip(0, 1) * 255).astype(np.uint8), np.array(boxes).reshape(-1, 4), drawn)
+
+
+def draw_ground(rng: np.random.Generator) -> np.ndarray:
+    """A textured ground ``(SIDE, SIDE, 3)``, 0..1: a tint, blotches of it at three scales, and stripes."""
+    dark = rng.random() < 0.5
+    ground = np.tile(rng.uniform(0.05, 0.4, 3) if dark else rng.uniform(0.6, 0.95, 3), (SIDE, SIDE, 1))
+    for cells in (3, 8, 24):
+        blotches = rng.normal(0, 0.03, (cells, cells, 3))
+        ground += cv2.resize(blotches, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    angle, period = rng.uniform(0, np.pi), rng.uniform(6, 40)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    stripes = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period)
+    return (ground + rng.uniform(0, 0.06) * stripes[..., None]).clip(0, 1)
+
+
+def covered(box: np.ndarray, other: np.ndarray) -> float:
+    """The larger share of either box that lies in the other."""
+    sides = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
+    smaller = min((box[2:] - box[:2]).prod(), (other[2:] - other[:2]).prod())
+    return float(sides.clip(0).prod() / smaller)
+
+
+def write_split(folder: Path, split: str, scenes: dict[str, Scene]) -> None:
+    """Write images, XML, the image set and the JSON of one split."""
+    content: dict[str, list[dict[str, object]]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": digit + 1, "name": str(digit), "supercategory": "digit"} for digit in range(10)],
+    }
+    for number, (name, scene) in enumerate(scenes.items(), start=1):
+        bgr = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
+        cv2.imwrite(str(folder / "JPEGImages" / f"{name}.jpg"), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
+        write_xml(folder / "Annotations" / f"{name}.xml", scene)
+        content["images"].append({"id": number, "file_name": f"{name}.jpg", "width": SIDE, "height": SIDE})
+        for box, digit in zip(scene.boxes.tolist(), scene.digits, strict=True):
+            width, height = box[2] - box[0], box[3] - box[1]
+            content["annotations"].append(
+                {
+                    "id": len(content["annotations"]) + 1,
+                    "image_id": number,
+                    "category_id": digit + 1,
+                    "bbox": [box[0], box[1], width, height],
+                    "area": width * height,
+                    "iscrowd": 0,
+                }
+            )
+    (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(scenes) + "\n")
+    (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def write_xml(path: Path, scene: Scene) -> None:
+    """Write one VOC annotation; its corners count pixels from 1."""
+    root = Element("annotation")
+    SubElement(root, "folder").text = "JPEGImages"
+    SubElement(root, "filename").text = f"{path.stem}.jpg"
+    size = SubElement(root, "size")
+    for name, value in (("width", SIDE), ("height", SIDE), ("depth", 3)):
+        SubElement(size, name).text = str(value)
+    for (x1, y1, x2, y2), digit in zip(scene.boxes.tolist(), scene.digits, strict=True):
+        item = SubElement(root, "object")
+        SubElement(item, "name").text = str(digit)
+        SubElement(item, "difficult").text = "0"
+        corners = SubElement(item, "bndbox")
+        for side, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
+            SubElement(corners, side).text = str(value)
+    ElementTree(root).write(path)

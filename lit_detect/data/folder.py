@@ -1,0 +1,48 @@
+"""Images without annotations, to predict on."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from lit_detect.data.dataset import IMAGE_SUFFIXES, DetectionDataset, Target, read_image
+from lit_detect.errors import InputError
+
+__all__ = ["ImageFolder"]
+
+
+class ImageFolder(DetectionDataset):
+    """All images under a folder, or one file; ``image_id`` counts them in the order of their paths.
+
+    Args:
+        path: the folder, searched to any depth, or the file.
+
+    Raises:
+        InputError: no such path, or no image in it.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.classes = []
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The image files, sorted."""
+        if self.path.is_file():
+            return [self.path]
+        files = sorted(file for file in self.path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        if not files:
+            raise InputError(f"Expected images to predict on in {self.path} but found none ({', '.join(IMAGE_SUFFIXES)}).")
+        return files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load(self, index: int) -> tuple[np.ndarray, Target]:
+        target = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64), "image_id": index}
+        return read_image(self.files[index], exif_rotation=True), target
+
+    def file_name(self, index: int) -> str:
+        return str(self.files[index].relative_to(self.path)) if self.path.is_dir() else self.path.name

@@ -1,0 +1,264 @@
+"""The LightningModule all detectors share. It knows steps, metrics and optimizers, and no architecture."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+
+from lit_detect.errors import InputError
+from lit_detect.metrics import COCOMeanAveragePrecision
+from lit_detect.models.backbones import Backbone
+
+__all__ = ["Detector", "OneCycle"]
+
+Batch = tuple[Tensor | list[Tensor], list[dict[str, Tensor]]]
+
+
+class OneCycle:
+    """One-cycle policy over the whole run (Smith and Topin 2018), by torch's `OneCycleLR`, stepped after every batch.
+
+    Each parameter group peaks at the learning rate that the optimizer gives it.
+
+    Args:
+        pct_start: share of the steps in which the rate rises, 0..1.
+        div_factor: the first rate is the peak divided by this.
+        final_div_factor: the last rate is the first divided by this.
+    """
+
+    def __init__(self, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4) -> None:
+        self.arguments = {"pct_start": pct_start, "div_factor": div_factor, "final_div_factor": final_div_factor}
+
+    def __call__(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        """The scheduler for an optimizer and the number of its steps in the run."""
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return OneCycleLR(optimizer, max_lr=peaks, total_steps=total_steps, **self.arguments)
+
+
+class Detector(LightningModule):
+    """An object detector on Lightning.
+
+    A subclass sets `network`, an ordinary module: ``network(images, targets)`` gives named losses in training, ``network(images)``
+    gives detections in eval, and ``network.evaluate(images, targets)`` gives both. Images are uint8 RGB, one tensor
+    ``(N, 3, H, W)`` or a list of ``(3, H, W)``; boxes are in pixels of the images as given.
+
+    A checkpoint holds what a subclass's constructor was given, so that `load_from_checkpoint` needs nothing else, but not the
+    arguments below that steer training; those are in the run's ``config.yaml``.
+
+    Args:
+        classes: names of the labels 1..C.
+        category_ids: the data set's own ids of the classes, for prediction files; by default 1..C.
+        optimizer: makes the optimizer from parameter groups.
+        lr_scheduler: makes the learning-rate scheduler from the optimizer; or `OneCycle`; or none.
+        lr_interval: step the scheduler after each ``epoch`` or each ``step``.
+        lr_monitor: what `ReduceLROnPlateau` watches.
+        warmup_steps: optimizer steps over which the learning rate rises linearly, before and on top of the scheduler.
+        warmup_start: the factor it starts from, above 0, at most 1.
+        backbone_lr_factor: learning rate of the backbone relative to the rest.
+        decay_norms: apply weight decay to norms and biases too.
+
+    Raises:
+        InputError: no class, or two of one name.
+    """
+
+    network: nn.Module
+
+    def __init__(
+        self,
+        classes: Sequence[str],
+        category_ids: Sequence[int] | None = None,
+        optimizer: Callable[[Iterable[Any]], Optimizer] = lambda parameters: torch.optim.SGD(
+            parameters, lr=0.001, momentum=0.9, weight_decay=0.0005
+        ),
+        lr_scheduler: OneCycle | Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
+        lr_interval: str = "epoch",
+        lr_monitor: str = "val/map",
+        warmup_steps: int = 0,
+        warmup_start: float = 0.001,
+        backbone_lr_factor: float = 1.0,
+        decay_norms: bool = False,
+    ) -> None:
+        super().__init__()
+        if not classes or len(set(classes)) < len(classes):
+            raise InputError(f"Expected class names, each once, but got {list(classes)}.")
+        of_training = [name for name in inspect.signature(Detector).parameters if name not in ("classes", "category_ids")]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")  # made plain data below
+            self.save_hyperparameters(ignore=of_training)
+        self.classes = list(classes)
+        self.category_ids = list(category_ids or range(1, len(self.classes) + 1))
+        self._describe_parts()
+        self.optimizer, self.lr_scheduler, self.lr_interval, self.lr_monitor = optimizer, lr_scheduler, lr_interval, lr_monitor
+        self.warmup_steps, self.warmup_start = warmup_steps, warmup_start
+        self.backbone_lr_factor, self.decay_norms = backbone_lr_factor, decay_norms
+        self.val_metric = COCOMeanAveragePrecision(self.classes)
+        self.test_metric = COCOMeanAveragePrecision(self.classes)
+        self._weights_are_loaded = False
+
+    def _describe_parts(self) -> None:
+        """Make the saved hyper-parameters plain data, which `torch.load(weights_only=True)` reads and the command line can build."""
+        for name, value in self.hparams.items():
+            self.hparams[name] = plain(value)
+        self.hparams["classes"], self.hparams["category_ids"] = self.classes, self.category_ids
+        self.hparams.setdefault("_class_path", class_path(type(self)))
+        self.hparams.setdefault("_instantiator", "lightning.pytorch.cli.instantiate_module")
+
+    @property
+    def backbone(self) -> Backbone:
+        """The feature extractor."""
+        return next(module for module in self.network.modules() if isinstance(module, Backbone))
+
+    def setup(self, stage: str) -> None:
+        """Check the run against the model, and load the backbone's weights where a training starts afresh.
+
+        Raises:
+            InputError: a precision in which boxes cannot be told apart; classes that are not the data's.
+        """
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise InputError(
+                f"Expected precision 32-true, 16-mixed or bf16-mixed but got {self.trainer.precision}: half-precision boxes are "
+                "off by pixels, and non-maximum suppression does not exist for them."
+            )
+        data = getattr(self.trainer, "datamodule", None)
+        found = getattr(data, "classes", None) if stage != "predict" else None
+        if found is not None and list(found) != self.classes:
+            raise InputError(
+                f"Expected data with the model's {len(self.classes)} classes {self.classes} but it has {len(found)}: {list(found)}."
+            )
+        self.network.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, and what mixed precision wants on a GPU
+        if stage == "fit" and not self._weights_are_loaded and self.trainer.ckpt_path is None:
+            self.backbone.load_weights()
+            self._weights_are_loaded = True
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember that the weights come from a checkpoint, so that no start weights replace them."""
+        self._weights_are_loaded = True
+
+    def forward(self, images: Tensor | list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Losses in training, detections in eval: see the class."""
+        return self.network(images, targets)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets = batch
+        return self._log_losses("train", self.network(images, targets), len(images))
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
+        return self._evaluation_step("val", self.val_metric, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
+        return self._evaluation_step("test", self.test_metric, batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
+        images, _ = batch
+        return self.network(images) if len(images) else []
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metric("val", self.val_metric)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metric("test", self.test_metric)
+
+    def _evaluation_step(self, stage: str, metric: COCOMeanAveragePrecision, batch: Batch) -> list[dict[str, Tensor]]:
+        images, targets = batch
+        losses, detections = self.network.evaluate(images, [without_crowd(target) for target in targets])  # type: ignore[operator]
+        self._log_losses(stage, losses, len(images))
+        metric.update(detections, targets)
+        return detections  # type: ignore[no-any-return]
+
+    def _log_losses(self, stage: str, losses: dict[str, Tensor], batch_size: int) -> Tensor:
+        loss = torch.stack(list(losses.values())).sum()
+        named = {f"{stage}/{name}": value.detach() for name, value in {"loss": loss, **losses}.items()}
+        self.log_dict(named, prog_bar=stage == "train", batch_size=batch_size, sync_dist=stage != "train")
+        return loss
+
+    def _log_metric(self, stage: str, metric: COCOMeanAveragePrecision) -> None:
+        if not self.trainer.sanity_checking:
+            for name, value in metric.named().items():
+                # every rank computes the same number from the gathered state; on the device, since NCCL reduces nothing else
+                self.log(f"{stage}/{name}", torch.tensor(value, device=self.device), prog_bar=name in ("map", "map_50"))
+        metric.reset()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters by how they are optimised; override to change that.
+
+        Returns:
+            Groups for the optimizer. A key ``lr_factor`` multiplies the group's learning rate.
+        """
+        of_backbone = {id(parameter) for parameter in self.backbone.parameters()}
+        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+        for parameter in self.network.parameters():
+            if parameter.requires_grad:
+                decays = self.decay_norms or parameter.ndim > 1
+                groups.setdefault((id(parameter) in of_backbone, decays), []).append(parameter)
+        return [
+            {
+                "params": parameters,
+                "lr_factor": self.backbone_lr_factor if in_backbone else 1.0,
+                **({} if decays else {"weight_decay": 0.0}),
+            }
+            for (in_backbone, decays), parameters in groups.items()
+        ]
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and its schedulers.
+
+        Raises:
+            InputError: a `ReduceLROnPlateau` that waits for AP to fall.
+        """
+        optimizer = self.optimizer(self.parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("lr_factor")
+        schedulers: list[dict[str, Any]] = []
+        if isinstance(self.lr_scheduler, OneCycle):
+            total_steps = int(self.trainer.estimated_stepping_batches)
+            schedulers.append({"scheduler": self.lr_scheduler(optimizer, total_steps), "interval": "step"})
+        elif self.lr_scheduler is not None:
+            scheduler = self.lr_scheduler(optimizer)
+            if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "min" and "loss" not in self.lr_monitor:
+                raise InputError(f"Expected ReduceLROnPlateau with mode: max for {self.lr_monitor}, which grows, but got mode: min.")
+            schedulers.append({"scheduler": scheduler, "interval": self.lr_interval, "monitor": self.lr_monitor})
+        if self.warmup_steps:
+            # LinearLR multiplies whatever rate there is, so it goes with any other scheduler that does
+            warmup = LinearLR(optimizer, start_factor=self.warmup_start, total_iters=self.warmup_steps)
+            schedulers.append({"scheduler": warmup, "interval": "step"})
+        return [optimizer], schedulers
+
+
+def without_crowd(target: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A target's boxes that are to be learnt: all but those that stand for a crowd."""
+    if "iscrowd" not in target:
+        return target
+    keep = target["iscrowd"] == 0
+    return {name: value[keep] if value.ndim else value for name, value in target.items()}
+
+
+def class_path(cls: type) -> str:
+    """Where to import a class from."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def plain(value: Any) -> Any:
+    """A constructor argument as plain data: modules become ``class_path`` and ``init_args``, tuples become lists."""
+    if isinstance(value, nn.Module):
+        names = [
+            name for name, parameter in inspect.signature(type(value)).parameters.items() if parameter.kind is not parameter.VAR_KEYWORD
+        ]
+        missing = [name for name in names if not hasattr(value, name)]
+        if missing:
+            raise InputError(
+                f"Expected {type(value).__name__} to keep its constructor arguments as attributes, so that a checkpoint can say how "
+                f"to build it, but it has no {', '.join(missing)}."
+            )
+        return {"class_path": class_path(type(value)), "init_args": {name: plain(getattr(value, name)) for name in names}}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    return value

@@ -1,0 +1,68 @@
+"""Average precision by COCO's rules, with names for numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.detection import MeanAveragePrecision
+
+__all__ = ["COCOMeanAveragePrecision"]
+
+
+class COCOMeanAveragePrecision(MeanAveragePrecision):
+    """torchmetrics' COCO AP on the `faster_coco_eval` backend, over named classes.
+
+    Boxes flagged ``iscrowd`` (COCO) or ``difficult`` (VOC) are neither to be found nor wrong to find. Where targets carry ``area``
+    (COCO's is the mask's), it decides between small, medium and large: below 32², below 96² and above, in pixels.
+
+    Args:
+        classes: names of the labels 1..C.
+        max_detections: the three limits of detections an image, ascending; AP is taken at the last.
+
+    >>> metric = COCOMeanAveragePrecision(["cat", "dog"])
+    >>> box = torch.tensor([[10.0, 10.0, 50.0, 50.0]])
+    >>> target = {"boxes": box, "labels": torch.tensor([2])}
+    >>> metric.update([{**target, "scores": torch.tensor([0.9])}], [target])
+    >>> values = metric.named()
+    >>> round(values["map"], 4), round(values["ap/dog"], 4), "ap/cat" in values, "map_large" in values
+    (1.0, 1.0, False, False)
+    """
+
+    def __init__(self, classes: Sequence[str], max_detections: Sequence[int] = (1, 10, 100)) -> None:
+        super().__init__(
+            box_format="xyxy",
+            max_detection_thresholds=list(max_detections),
+            class_metrics=True,
+            backend="faster_coco_eval",
+        )
+        self.classes = list(classes)
+        self.warn_on_many_detections = False
+
+    def update(self, preds: list[dict[str, Tensor]], target: list[dict[str, Tensor]]) -> None:
+        """Add images.
+
+        Args:
+            preds: detections, one dict an image.
+            target: their targets, in the same pixels.
+        """
+        super().update(preds, [ignore_difficult(one) for one in target])
+
+    def named(self) -> dict[str, float]:
+        """COCO's numbers by torchmetrics' names, and ``ap/<class>``, 0..1.
+
+        What has no value, such as AP of a class without targets, is absent.
+        """
+        values: dict[str, Any] = self.compute()
+        labels, per_class = values.pop("classes").reshape(-1).tolist(), values.pop("map_per_class").reshape(-1).tolist()
+        values.pop(f"mar_{self.max_detection_thresholds[-1]}_per_class")
+        values |= {f"ap/{self.classes[label - 1]}": value for label, value in zip(labels, per_class, strict=True)}
+        return {name: float(value) for name, value in values.items() if value >= 0}
+
+
+def ignore_difficult(target: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The target with its difficult boxes among the crowd, so that matching ignores them."""
+    crowd = target.get("iscrowd", torch.zeros_like(target["labels"]))
+    return {**target, "iscrowd": crowd | target.get("difficult", torch.zeros_like(crowd))}

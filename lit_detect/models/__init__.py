@@ -1,0 +1,1 @@
+"""Networks, and the detectors made of them."""

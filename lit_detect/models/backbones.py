@@ -1,0 +1,281 @@
+"""Feature extractors: any torchvision classification network by node names, and SSD's VGG16."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import urllib.error
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torchvision.models import get_model, get_model_weights, list_models, vgg16
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from lit_detect.errors import InputError
+
+__all__ = ["VGG16", "Backbone", "TorchvisionBackbone"]
+
+log = logging.getLogger(__name__)
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module, ABC):
+    """A network from normalised images to features.
+
+    A subclass sets `out_channels` and returns as many maps from `forward`, largest first. It keeps each constructor argument in an
+    attribute of the same name, so that a checkpoint can say how to build it again.
+
+    Attributes:
+        out_channels: channels of each feature map.
+        mean: what is subtracted from RGB in 0..1, one value a channel.
+        std: what RGB is then divided by.
+    """
+
+    out_channels: list[int]
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Feature maps ``(N, C, h, w)`` by name, largest first, from normalised images ``(N, 3, H, W)``."""
+
+    def load_weights(self) -> None:
+        """Load the weights to start training from. Called once, before a training that no checkpoint starts."""
+
+    def feature_sizes(self, size: int) -> list[int]:
+        """Side of each feature map, in cells, for a square input of `size` pixels."""
+        return [shape[-1] for shape in feature_shapes(self, size)]
+
+
+class TorchvisionBackbone(Backbone):
+    """Any torchvision classification network, cut at named nodes.
+
+    Args:
+        name: the network, as in `torchvision.models.get_model`.
+        nodes: where features are taken, largest map first; `torchvision.models.feature_extraction.get_graph_node_names` lists them.
+        weights: what training starts from: a torchvision weights name (``IMAGENET1K_V1``, fetched once into torch's hub folder), a
+            local file or a URL of a state dict, or none. Nothing is read or fetched before a training starts.
+        frozen: patterns of module names (``features.[0-6]``, ``layer1``) whose parameters are kept and whose norms stay in eval.
+        frozen_norms: keep all batch norms as they were loaded: statistics, weight and bias.
+        mean: subtracted from RGB in 0..1; by default the weights' own, or ImageNet's.
+        std: divided by after that, likewise.
+        arguments: further arguments of torchvision's builder, such as ``{reduced_tail: true}``.
+
+    Raises:
+        InputError: an unknown network, node or pattern; weights that are not there or do not fit.
+
+    >>> backbone = TorchvisionBackbone("mobilenet_v2", ["features.14.conv.0", "features.18"])
+    >>> backbone.out_channels, backbone.feature_sizes(320)
+    ([576, 1280], [20, 10])
+    """
+
+    def __init__(
+        self,
+        name: str,
+        nodes: Sequence[str],
+        weights: str | None = None,
+        frozen: Sequence[str] = (),
+        frozen_norms: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        arguments: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if name not in list_models():
+            raise InputError(f"Expected the name of a torchvision network but got {name!r}; torchvision.models.list_models() lists them.")
+        self.name, self.nodes, self.weights, self.arguments = name, list(nodes), weights, arguments
+        self.frozen, self.frozen_norms = list(frozen), frozen_norms
+        self.mean, self.std = normalisation(name, weights, mean, std)
+        network = get_model(name, weights=None, **dict(arguments or {}))
+        try:
+            self.body = create_feature_extractor(network, {node: node for node in self.nodes})
+        except ValueError as error:
+            raise InputError(f"Expected node names of {name} but got {self.nodes}: {error}") from error
+        self._still = frozen_modules(self.body, self.frozen, frozen_norms)
+        self.out_channels = [shape[1] for shape in feature_shapes(self.body, size=224)]
+        self.train()
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features: dict[str, Tensor] = self.body(images)
+        return features
+
+    def train(self, mode: bool = True) -> TorchvisionBackbone:
+        """Switch to training, but for what is frozen."""
+        super().train(mode)
+        keep_in_eval(self._still)
+        return self
+
+    def load_weights(self) -> None:
+        if self.weights is not None:
+            load_backbone_weights(self.body, self.name, self.weights)
+
+
+class VGG16(Backbone):
+    """VGG16 as SSD changes it: section 3, "Base network", and for 512 section 3.3.
+
+    pool3 rounds up, conv4_3 is L2-normalised with a learnt scale that starts at 20, pool5 is 3x3 with stride 1, fc6 is an atrous 3x3
+    convolution (dilation 6) and fc7 a 1x1, and extra layers go on down to a map of 1x1.
+
+    Args:
+        size: 300 or 512: which extra layers are added.
+        weights: see `TorchvisionBackbone`. ``IMAGENET1K_FEATURES`` are the original Caffe weights, and have a mean and std of their own.
+        frozen: patterns of module names in torchvision's naming (``features.[0-4]``).
+        mean: see `TorchvisionBackbone`.
+        std: see `TorchvisionBackbone`.
+
+    >>> VGG16(300).feature_sizes(300), VGG16(512).feature_sizes(512)
+    ([38, 19, 10, 5, 3, 1], [64, 32, 16, 8, 4, 2, 1])
+    """
+
+    def __init__(
+        self,
+        size: int = 300,
+        weights: str | None = "IMAGENET1K_FEATURES",
+        frozen: Sequence[str] = (),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if size not in (300, 512):
+            raise InputError(f"Expected size 300 or 512 for SSD's VGG16 but got {size}; TorchvisionBackbone('vgg16', ...) takes any size.")
+        self.size, self.weights, self.frozen = size, weights, list(frozen)
+        self.mean, self.std = normalisation("vgg16", weights, mean, std)
+        self.features = vgg16(weights=None).features[:-1]  # conv1_1 to conv5_3
+        self.features[16].ceil_mode = True  # pool3: 75 -> 38, as in Caffe
+        self.scale_weight = nn.Parameter(torch.full((512,), 20.0))
+        self.fc = nn.Sequential(
+            nn.MaxPool2d(3, stride=1, padding=1),
+            nn.Conv2d(512, 1024, 3, padding=6, dilation=6),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(1024, 1024, 1),
+            nn.ReLU(inplace=True),
+        )
+        half = {"stride": 2, "padding": 1}
+        kinds: list[dict[str, int]] = [half, half, {}, {}] if size == 300 else [half, half, half, half, {"kernel_size": 4, "padding": 1}]
+        self.out_channels = [512, 1024, 512, *[256] * (len(kinds) - 1)]
+        self.extra = nn.ModuleList(
+            vgg_extra(c_in, c_out, **kind) for c_in, c_out, kind in zip(self.out_channels[1:], self.out_channels[2:], kinds, strict=False)
+        )
+        for layer in [*self.fc.modules(), *self.extra.modules()]:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        frozen_modules(self, self.frozen, norms=False)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        conv4_3 = self.features[:23](images)
+        maps = [self.scale_weight.view(1, -1, 1, 1) * F.normalize(conv4_3.float()), self.fc(self.features[23:](conv4_3))]
+        for extra in self.extra:
+            maps.append(extra(maps[-1]))
+        return {str(index): feature for index, feature in enumerate(maps)}
+
+    def load_weights(self) -> None:
+        if self.weights is not None:
+            load_backbone_weights(nn.ModuleDict({"features": self.features}), "vgg16", self.weights)
+
+
+def feature_shapes(network: nn.Module, size: int) -> list[torch.Size]:
+    """Shape of each feature map for one square image of `size` pixels; shapes alone are worked out, nothing is computed."""
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    state = {name: tensor.detach().to("meta") for name, tensor in tensors}
+    training = network.training
+    with torch.no_grad():
+        features = functional_call(network.eval(), state, (torch.empty(1, 3, size, size, device="meta"),))
+    network.train(training)
+    return [feature.shape for feature in features.values()]
+
+
+def vgg_extra(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, padding: int = 0) -> nn.Sequential:
+    """conv8 to conv12 of SSD: a 1x1 reduction to half the channels, then a convolution that shrinks the map."""
+    middle = out_channels // 2
+    return nn.Sequential(
+        nn.Conv2d(in_channels, middle, 1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(middle, out_channels, kernel_size, stride=stride, padding=padding),
+        nn.ReLU(inplace=True),
+    )
+
+
+def normalisation(
+    name: str, weights: str | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[list[float], list[float]]:
+    """Mean and std that go with the weights, so that the wrong pair cannot be made by leaving them out."""
+    preset: Any = None
+    if weights is not None and weights in get_model_weights(name).__members__:
+        preset = get_model_weights(name)[weights].transforms()
+    own = (preset.mean, preset.std) if preset else (IMAGENET_MEAN, IMAGENET_STD)
+    return list(mean or own[0]), list(std or own[1])
+
+
+def frozen_modules(network: nn.Module, patterns: Sequence[str], norms: bool) -> list[nn.Module]:
+    """Stop the gradient of the modules that the patterns name, and of batch norms if asked; returns what has to stay in eval."""
+    modules = dict(network.named_modules())
+    chosen = []
+    for pattern in patterns:
+        found = [module for name, module in modules.items() if name and fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            top = ", ".join(name for name in modules if name.count(".") <= 1 and name)
+            raise InputError(f"Expected frozen patterns that name modules of the backbone but {pattern!r} names none of: {top}.")
+        chosen += found
+    if norms:
+        chosen += [module for module in modules.values() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for module in chosen:
+        module.requires_grad_(False)
+    return chosen
+
+
+def keep_in_eval(modules: Sequence[nn.Module]) -> None:
+    """Put modules back in eval after a call of `train`."""
+    for module in modules:
+        module.eval()
+
+
+def load_backbone_weights(body: nn.Module, name: str, weights: str) -> None:
+    """Load a state dict of a classification network, of which `body` is a part.
+
+    Args:
+        body: modules in torchvision's naming.
+        name: the torchvision network.
+        weights: a torchvision weights name, a file or a URL.
+
+    Raises:
+        InputError: not a weights name and not a file; a fetch failed; a tensor that the body needs is missing or has another shape.
+    """
+    state = read_state_dict(name, weights)
+    own = {key: tensor for key, tensor in body.state_dict().items() if not key.endswith("num_batches_tracked")}
+    wrong = [key for key, tensor in own.items() if key not in state or state[key].shape != tensor.shape]
+    if wrong:
+        raise InputError(
+            f"Expected weights of {name} in {weights} but {len(wrong)} of {len(own)} tensors are missing or of another shape: "
+            f"{', '.join(wrong[:3])} ..."
+        )
+    body.load_state_dict({key: tensor for key, tensor in state.items() if key in body.state_dict()}, strict=False)
+    log.info("backbone: %d tensors of %s from %s", len(own), name, weights)
+
+
+def read_state_dict(name: str, weights: str) -> dict[str, Tensor]:
+    """A state dict from a torchvision weights name, a URL or a file; never unpickles code."""
+    members = get_model_weights(name).__members__
+    url = members[weights].value.url if weights in members else weights
+    if url.startswith(("http://", "https://", "file://")):
+        try:
+            fetched: dict[str, Tensor] = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, progress=True)
+        except (urllib.error.URLError, OSError) as error:
+            folder = Path(torch.hub.get_dir()) / "checkpoints"
+            raise InputError(
+                f"Could not fetch {url} ({error}). On a machine without network, put that file into {folder}, "
+                "or give its path as the backbone's weights, or set weights to null to train from scratch."
+            ) from error
+        return fetched
+    if not Path(weights).is_file():
+        raise InputError(f"Expected one of {', '.join(members)}, a file or a URL as weights of {name} but got {weights!r}.")
+    state: dict[str, Tensor] = torch.load(weights, map_location="cpu", weights_only=True)
+    return state

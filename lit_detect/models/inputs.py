@@ -1,0 +1,110 @@
+"""The only place where images are resized and normalised: on the device, from uint8 to the network's float input."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_detect.boxes import scale_boxes
+
+__all__ = ["FixedSize", "Inputs", "ShortestSide"]
+
+Targets = list[dict[str, Tensor]]
+
+
+class Inputs(NamedTuple):
+    """A batch as the network sees it.
+
+    Attributes:
+        images: ``(N, 3, H, W)`` float32, normalised.
+        sizes: height and width of each image inside `images`, without padding.
+        original_sizes: height and width of each image as it was given.
+    """
+
+    images: Tensor
+    sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+
+    def scale_targets(self, targets: Targets) -> Targets:
+        """Targets with their boxes moved from the given images to the network's."""
+        sizes = zip(targets, self.original_sizes, self.sizes, strict=True)
+        return [{**target, "boxes": scale_boxes(target["boxes"], original, size)} for target, original, size in sizes]
+
+    def restore(self, detections: Targets) -> Targets:
+        """Detections with their boxes moved from the network's images to the given ones."""
+        sizes = zip(detections, self.original_sizes, self.sizes, strict=True)
+        return [{**found, "boxes": scale_boxes(found["boxes"], size, original)} for found, original, size in sizes]
+
+
+class Normalize(nn.Module):
+    """uint8 RGB to normalised float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images.float() - self.mean) / self.std
+
+
+class FixedSize(Normalize):
+    """Every image resized to one square, whatever its aspect ratio: SSD, section 2.
+
+    Args:
+        size: side of the square in pixels.
+        mean: subtracted from RGB in 0..1.
+        std: divided by after that.
+    """
+
+    def __init__(self, size: int, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(mean, std)
+        self.size = size
+
+    def forward(self, images: Tensor | Sequence[Tensor]) -> Inputs:  # type: ignore[override]
+        original = [(image.shape[-2], image.shape[-1]) for image in images]
+        batch = self.resize(images) if isinstance(images, Tensor) else torch.cat([self.resize(image[None]) for image in images])
+        return Inputs(super().forward(batch), [(self.size, self.size)] * len(original), original)
+
+    def resize(self, images: Tensor) -> Tensor:
+        if images.shape[-2:] == (self.size, self.size):
+            return images.float()
+        return F.interpolate(images.float(), (self.size, self.size), mode="bilinear", align_corners=False)
+
+
+class ShortestSide(Normalize):
+    """Images keep their aspect ratio: the shorter side becomes `min_size`, unless the longer would exceed `max_size`.
+
+    Faster R-CNN, section 3.3 (there 600 pixels). The batch is padded with zeros to a common size.
+
+    Args:
+        min_size: shorter side in pixels.
+        max_size: longest side in pixels.
+        mean: subtracted from RGB in 0..1.
+        std: divided by after that.
+        divisor: height and width of the batch are multiples of this.
+    """
+
+    def __init__(self, min_size: int, max_size: int, mean: Sequence[float], std: Sequence[float], divisor: int = 32) -> None:
+        super().__init__(mean, std)
+        self.min_size, self.max_size, self.divisor = min_size, max_size, divisor
+
+    def forward(self, images: Tensor | Sequence[Tensor]) -> Inputs:  # type: ignore[override]
+        resized = [self.resize(image[None]) for image in images]
+        sizes = [(image.shape[-2], image.shape[-1]) for image in resized]
+        height, width = (-(-max(side) // self.divisor) * self.divisor for side in zip(*sizes, strict=True))
+        batch = resized[0].new_zeros(len(resized), 3, height, width)
+        for index, image in enumerate(resized):
+            batch[index, :, : image.shape[-2], : image.shape[-1]] = image[0]
+        return Inputs(batch, sizes, [(image.shape[-2], image.shape[-1]) for image in images])
+
+    def resize(self, image: Tensor) -> Tensor:
+        short, long = sorted(image.shape[-2:])
+        scale = min(self.min_size / short, self.max_size / long)
+        image = super().forward(image)
+        return F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=True)

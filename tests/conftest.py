@@ -1,0 +1,135 @@
+"""What several tests use: real data where it is at hand, and one small instance of each detector."""
+
+import itertools
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_detect import SSD, Backbone, Detector, FasterRCNN, SSDLite, TorchvisionBackbone
+
+SHARED = Path(os.environ.get("LIT_DETECT_SHARED", Path(__file__).parents[2] / "shared"))
+CLASSES = ["cat", "dog", "horse"]
+
+
+class TinyBackbone(Backbone):
+    """Two maps of stride 16 and 32, of a few thousand weights."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.width = width
+        self.out_channels = [width, width]
+        sides = [3, width, width, width, width]
+        self.stem = nn.Sequential(*(self.block(a, b) for a, b in itertools.pairwise(sides)))
+        self.last = self.block(width, width)
+
+    @staticmethod
+    def block(a: int, b: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(a, b, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(b), nn.ReLU())
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        fine = self.stem(images)
+        return {"fine": fine, "coarse": self.last(fine)}
+
+
+DETECTORS: dict[str, Callable[..., Detector]] = {
+    "ssd": lambda **kwargs: SSD(CLASSES, size=96, backbone=TinyBackbone(), scales="linear", extra_channels=[16], **kwargs),
+    "ssd_resnet18": lambda **kwargs: SSD(
+        CLASSES, size=96, backbone=TorchvisionBackbone("resnet18", ["layer2", "layer3"]), scales="linear", extra_channels=[16], **kwargs
+    ),
+    "ssdlite": lambda **kwargs: SSDLite(CLASSES, size=96, backbone=TinyBackbone(), extra_channels=[16], **kwargs),
+    "faster_rcnn_fpn": lambda **kwargs: FasterRCNN(
+        CLASSES, TinyBackbone(), fpn_channels=16, head_channels=16, min_size=96, max_size=160, proposals=(50, 50), **kwargs
+    ),
+    "faster_rcnn_c4": lambda **kwargs: FasterRCNN(
+        CLASSES, TinyBackbone(), fpn=False, anchor_sizes=[[32, 64]], head_channels=16, min_size=96, max_size=160, **kwargs
+    ),
+}
+
+
+@pytest.fixture(params=DETECTORS)
+def build(request: pytest.FixtureRequest) -> Callable[..., Detector]:
+    """Every detector in turn: a function that makes it."""
+    return DETECTORS[request.param]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real data that is not part of the repository."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs real data in {SHARED} (or where LIT_DETECT_SHARED says)")
+    return SHARED
+
+
+def random_batch(sizes: list[tuple[int, int]], boxes: list[int]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    """Images of random pixels, and targets of as many random boxes as asked for."""
+    images = [torch.randint(0, 256, (3, height, width), dtype=torch.uint8) for height, width in sizes]
+    targets = []
+    for index, ((height, width), count) in enumerate(zip(sizes, boxes, strict=True)):
+        limits = torch.tensor([width, height])
+        corner = torch.rand(count, 2) * limits * 0.6
+        sides = torch.rand(count, 2) * limits * 0.3 + 8
+        targets.append(
+            {
+                "boxes": torch.cat([corner, torch.minimum(corner + sides, limits)], dim=1),
+                "labels": torch.randint(1, len(CLASSES) + 1, (count,)),
+                "image_id": torch.tensor(index),
+            }
+        )
+    return images, targets
+
+
+@pytest.fixture
+def voc_root(tmp_path: Path) -> Path:
+    """A VOC tree of four images with one box each, and one image without."""
+    root = tmp_path / "VOC"
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (root / folder).mkdir(parents=True)
+    names = [f"image{number}" for number in range(5)]
+    for number, name in enumerate(names):
+        write_image(root / "JPEGImages" / f"{name}.jpg", height=60, width=80)
+        box = f"<bndbox><xmin>{11 + number}</xmin><ymin>21</ymin><xmax>40</xmax><ymax>50</ymax></bndbox>"
+        item = f"<object><name>{CLASSES[number % 3]}</name><difficult>{number % 2}</difficult>{box}</object>" if number < 4 else ""
+        size = "<size><width>80</width><height>60</height><depth>3</depth></size>"
+        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{item}</annotation>")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("\n".join(names) + "\n")
+    (root / "ImageSets" / "Main" / "val.txt").write_text("\n".join(names[:2]) + "\n")
+    return root
+
+
+@pytest.fixture
+def coco_files(tmp_path: Path) -> tuple[Path, Path]:
+    """A COCO folder and file with gaps in the category ids: two images, one of them with a crowd and a box of no area."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("b.jpg", "a.jpg"):
+        write_image(folder / name, height=60, width=80)
+    content = {
+        "images": [{"id": 7, "file_name": "b.jpg", "width": 80, "height": 60}, {"id": 3, "file_name": "a.jpg", "width": 80, "height": 60}],
+        "annotations": [
+            {"id": 1, "image_id": 7, "category_id": 90, "bbox": [10, 10, 20, 30], "area": 500, "iscrowd": 0},
+            {"id": 2, "image_id": 7, "category_id": 3, "bbox": [0, 0, 70, 50], "area": 3000, "iscrowd": 1},
+            {"id": 3, "image_id": 7, "category_id": 7, "bbox": [5, 5, 0, 10], "area": 0, "iscrowd": 0},
+        ],
+        "categories": [{"id": 90, "name": "horse"}, {"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}],
+    }
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps(content))
+    return folder, path
+
+
+def write_image(path: Path, height: int, width: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    cv2.imwrite(str(path), pixels)

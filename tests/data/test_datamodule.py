@@ -1,0 +1,93 @@
+import pytest
+import torch
+
+from lit_detect import COCODetection, DetectionDataModule, InputError, VOCDetection
+from lit_detect.data.datamodule import collate
+
+CLASSES = ["cat", "dog", "horse"]
+
+
+@pytest.fixture
+def train(voc_root):
+    return VOCDetection(str(voc_root), "train", CLASSES)
+
+
+def first_batch(data, stage="fit"):
+    data.setup(stage)
+    return next(iter(data.train_dataloader() if stage == "fit" else data.val_dataloader()))
+
+
+def test_images_of_one_size_are_stacked_and_others_listed():
+    target = {"boxes": torch.zeros(0, 4)}
+    same = [(torch.zeros(3, 4, 5), target)] * 2
+    assert collate(same)[0].shape == (2, 3, 4, 5)
+    images, targets = collate([*same, None, (torch.zeros(3, 5, 4), target)])
+    assert ([tuple(image.shape) for image in images], len(targets)) == ([(3, 4, 5), (3, 4, 5), (3, 5, 4)], 3)
+    assert collate([None]) == ([], [])
+
+
+def test_lists_of_data_sets_are_one(train, voc_root):
+    data = DetectionDataModule(train=[train, VOCDetection(str(voc_root), "val", CLASSES)], num_workers=0, batch_size=7)
+    images, targets = first_batch(data)
+    assert images.shape == (7, 3, 60, 80)
+    assert sorted(int(target["image_id"]) for target in targets) == list(range(7))
+
+
+def test_images_without_boxes_are_negatives_unless_switched_off(train):
+    for keep, count in [(True, 5), (False, 4)]:
+        data = DetectionDataModule(train=train, num_workers=0, batch_size=5, keep_empty=keep)
+        data.setup("fit")
+        assert len(data.samples["train"]) == count
+        assert len(first_batch(data)[1]) == count
+
+
+def test_classes_come_from_the_data(train, coco_files):
+    assert DetectionDataModule(train=train).classes == CLASSES
+    coco = DetectionDataModule(train=train, val=COCODetection(*map(str, coco_files)))
+    assert (coco.classes, coco.category_ids) == (CLASSES, [3, 7, 90])
+    coco.setup("fit")  # a VOC and a COCO set of the same classes go together
+
+
+def test_a_train_set_smaller_than_a_batch_still_trains(train):
+    assert len(first_batch(DetectionDataModule(train=train, num_workers=0, batch_size=64))[1]) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stage", "message"),
+    [
+        ({}, "fit", r"Expected data\.train, which this command reads"),
+        ({"test": None}, "test", r"Expected data\.test"),
+        ({"classes": ["cow"]}, "validate", r"Expected data\.val with the classes \['cow'\]"),
+    ],
+)
+def test_what_does_not_fit_is_named(train, arguments, stage, message):
+    data = DetectionDataModule(val=train, **arguments)
+    with pytest.raises(InputError, match=message):
+        data.setup(stage)
+
+
+def test_no_classes_at_all_is_named():
+    with pytest.raises(InputError, match="Expected data with classes"):
+        DetectionDataModule().classes  # noqa: B018
+
+
+def test_an_empty_split_is_named(train, voc_root):
+    (voc_root / "ImageSets" / "Main" / "none.txt").write_text("\n")
+    data = DetectionDataModule(train=VOCDetection(str(voc_root), "none", CLASSES), val=train)
+    with pytest.raises(InputError, match=r"Expected images in data\.train but .*'none'\) has none"):
+        data.setup("fit")
+    (voc_root / "ImageSets" / "Main" / "none.txt").write_text("image4\n")
+    data = DetectionDataModule(train=VOCDetection(str(voc_root), "none", CLASSES), keep_empty=False)
+    with pytest.raises(InputError, match="Expected images with boxes"):
+        data.setup("fit")
+
+
+def test_predict_reads_a_folder_and_skips_what_it_cannot_read(voc_root, caplog):
+    (voc_root / "JPEGImages" / "image1.jpg").write_bytes(b"broken")
+    data = DetectionDataModule(predict=str(voc_root / "JPEGImages"), num_workers=0, batch_size=5)
+    data.setup("predict")
+    _images, targets = next(iter(data.predict_dataloader()))
+    assert [int(target["image_id"]) for target in targets] == [0, 2, 3, 4]
+    assert "image1.jpg" in caplog.text
+    with pytest.raises(InputError, match=r"Expected images to predict on in .*Main but found none"):
+        DetectionDataModule(predict=str(voc_root / "ImageSets" / "Main")).setup("predict")

@@ -1,0 +1,145 @@
+import albumentations as A
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lit_detect import COCODetection, Concatenation, InputError, VOCDetection
+from lit_detect.data.dataset import EpochSampler, Samples, read_image
+
+CLASSES = ["cat", "dog", "horse"]
+AUGMENT = [A.HorizontalFlip(p=0.5), A.ColorJitter(p=1), A.RandomSizedBBoxSafeCrop(40, 50, p=0.5)]
+
+
+@pytest.fixture
+def dataset(voc_root):
+    return VOCDetection(str(voc_root), "train", CLASSES)
+
+
+def draw(samples, epoch, workers=0, ranks=1, rank=0, seed=0):
+    """What one rank's loader gives in an epoch: image ids and sums of pixels."""
+    sampler = EpochSampler(samples, ranks, rank, shuffle=True, seed=seed)
+    sampler.set_epoch(epoch)
+    loader = DataLoader(samples, batch_size=None, sampler=sampler, num_workers=workers)
+    return [(int(target["image_id"]), int(image.sum()), target["boxes"].tolist()) for image, target in loader]
+
+
+def test_a_sample_is_a_function_of_seed_epoch_and_index(dataset):
+    first = draw(Samples(dataset, AUGMENT, seed=1), epoch=0)
+    assert draw(Samples(dataset, AUGMENT, seed=1), epoch=0) == first
+    assert draw(Samples(dataset, AUGMENT, seed=1), epoch=0, workers=2) == first
+    ranks = [draw(Samples(dataset, AUGMENT, seed=1), epoch=0, ranks=2, rank=rank) for rank in (0, 1)]
+    assert {sample[:2] for rank in ranks for sample in rank} == {sample[:2] for sample in first}
+
+
+def test_epochs_and_seeds_and_images_draw_different_augmentations(dataset):
+    same_image = [{i: s for i, s, _ in draw(Samples(dataset, AUGMENT, seed=seed), epoch, 2)} for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
+    for a, b in [(0, 1), (0, 2), (1, 2)]:
+        assert all(same_image[a][index] != same_image[b][index] for index in range(5))
+    one_image = Concatenation([dataset] * 6)  # the same pixels under other indices
+    sums = {Samples(one_image, AUGMENT)[index][0].sum().item() for index in range(0, 30, 5)}
+    assert len(sums) == 6
+
+
+def test_persistent_workers_learn_of_the_new_epoch(dataset):
+    samples = Samples(dataset, AUGMENT)
+    sampler = EpochSampler(samples, 1, 0, shuffle=False)
+    loader = DataLoader(samples, batch_size=None, sampler=sampler, num_workers=2, persistent_workers=True)
+    epochs = []
+    for epoch in (0, 1):
+        sampler.set_epoch(epoch)
+        epochs.append([int(image.sum()) for image, _ in loader])
+    assert all(a != b for a, b in zip(*epochs, strict=True))
+    assert epochs[1] == [s for _, s, _ in sorted(draw(samples, epoch=1))]
+
+
+def test_every_field_follows_its_box(coco_files):
+    dataset = COCODetection(*map(str, coco_files))
+    keep_left = A.Crop(0, 0, 12, 60)  # cuts the horse to a sliver of 2 pixels
+    _, target = Samples(dataset, [keep_left])[0]
+    assert target["boxes"].tolist() == [[10, 10, 12, 40], [0, 0, 12, 50]]
+    _, target = Samples(dataset, [A.Crop(0, 0, 10, 60)])[0]  # and off
+    assert target["boxes"].tolist() == [[0, 0, 10, 50]]
+    assert {name: target[name].tolist() for name in ("labels", "area", "iscrowd", "image_id")} == {
+        "labels": [1], "area": [3000], "iscrowd": [1], "image_id": 7,
+    }  # fmt: skip
+
+
+def test_slivers_are_left_out_from_min_visibility_on(coco_files):
+    dataset = COCODetection(*map(str, coco_files))
+    crop = [A.Crop(0, 0, 12, 60)]  # a tenth of the horse remains, and a sixth of the cats
+    assert [len(Samples(dataset, crop, min_visibility=least)[0][1]["labels"]) for least in (0, 0.09, 0.15, 0.2)] == [2, 2, 1, 0]
+    empty = Samples(dataset, crop, min_visibility=0.5)[0][1]
+    assert {name: tuple(value.shape) for name, value in empty.items()} == {
+        "boxes": (0, 4), "labels": (0,), "area": (0,), "iscrowd": (0,), "image_id": (),
+    }  # fmt: skip
+
+
+def test_crowds_are_not_trained_on(coco_files):
+    dataset = COCODetection(*map(str, coco_files))
+    assert Samples(dataset)[0][1]["iscrowd"].tolist() == [0, 1]
+    assert Samples(dataset, train=True)[0][1]["iscrowd"].tolist() == [0]
+
+
+@pytest.mark.parametrize("transforms", [[], [A.HorizontalFlip(p=1.0)]])
+def test_types_and_shapes_with_and_without_boxes(dataset, transforms):
+    samples = Samples(dataset, transforms)
+    for index in (0, 4):
+        image, target = samples[index]
+        assert (image.dtype, image.shape) == (torch.uint8, (3, 60, 80))
+        assert (target["boxes"].dtype, target["labels"].dtype) == (torch.float32, torch.int64)
+        assert target["boxes"].shape == (len(target["labels"]), 4)
+    assert samples[4][1]["boxes"].shape == (0, 4)
+
+
+def test_concatenation_renumbers_images_and_wants_one_list_of_classes(dataset, voc_root):
+    both = Concatenation([dataset, VOCDetection(str(voc_root), "val", CLASSES)])
+    assert len(both) == 7
+    assert [both.load(index)[1]["image_id"] for index in (0, 5, 6)] == [0, 5, 6]
+    assert both.file_name(6) == "image1.jpg"
+    with pytest.raises(IndexError):
+        both.load(7)
+    with pytest.raises(InputError, match="data sets of the same classes"):
+        Concatenation([dataset, VOCDetection(str(voc_root), "val")]).classes  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "pixels"),
+    [
+        ("grey.png", np.full((20, 30), 100, np.uint8)),
+        ("alpha.png", np.full((20, 30, 4), 100, np.uint8)),
+        ("deep.png", np.full((20, 30, 3), 100 * 256, np.uint16)),
+        ("deep_grey.tif", np.full((20, 30), 100 * 256, np.uint16)),
+        ("colour.webp", np.full((20, 30, 3), 100, np.uint8)),
+    ],
+)
+def test_any_kind_of_image_is_read_as_8_bit_rgb(tmp_path, name, pixels):
+    cv2.imwrite(str(tmp_path / name), pixels)
+    image = read_image(tmp_path / name)
+    assert (image.shape, image.dtype) == ((20, 30, 3), np.uint8)
+    assert np.abs(image.astype(int) - 100).max() <= 1
+
+
+def test_channels_are_red_green_blue(tmp_path):
+    cv2.imwrite(str(tmp_path / "red.png"), np.full((4, 4, 3), (0, 0, 255), np.uint8))  # OpenCV writes BGR
+    assert read_image(tmp_path / "red.png")[0, 0].tolist() == [255, 0, 0]
+
+
+def test_exif_rotation_is_applied_only_where_asked(tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg").shape == (20, 30, 3)
+    assert read_image(tmp_path / "turned.jpg", exif_rotation=True).shape == (30, 20, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_an_unreadable_image_is_named(tmp_path, content):
+    path = tmp_path / "bad.jpg"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"Expected an image but .*bad\.jpg"):
+        read_image(path)

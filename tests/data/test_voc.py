@@ -1,0 +1,106 @@
+import logging
+
+import numpy as np
+import pytest
+import torchvision
+
+from lit_detect import InputError, VOCDetection
+from lit_detect.data.voc import VOC_CLASSES
+
+
+def edit(root, name, old, new):
+    path = root / "Annotations" / f"{name}.xml"
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_boxes_labels_and_flags(voc_root):
+    dataset = VOCDetection(str(voc_root), "train", classes=["cat", "dog", "horse"])
+    image, target = dataset.load(1)
+    assert image.shape == (60, 80, 3)
+    assert image.dtype == np.uint8
+    assert target["boxes"].tolist() == [[11, 20, 40, 50]]  # xmin 12 and ymin 21 count from 1
+    assert (target["labels"].tolist(), target["difficult"].tolist(), target["area"].tolist()) == ([2], [1], [29 * 30])
+    assert dataset.load(4)[1]["boxes"].shape == (0, 4)
+    assert [dataset.num_boxes(index) for index in range(5)] == [1, 1, 1, 1, 0]
+
+
+def test_classes_are_vocs_twenty_or_the_names_of_the_whole_folder(voc_root):
+    assert VOCDetection(str(voc_root), "val").classes == VOC_CLASSES  # cat, dog
+    edit(voc_root, "image3", "cat", "unicorn")  # which val does not list
+    edit(voc_root, "image0", "cat", "Cat")
+    for image_set in ("train", "val"):
+        assert VOCDetection(str(voc_root), image_set).classes == ["Cat", "dog", "horse", "unicorn"]
+
+
+def test_boxes_without_area_are_left_out_and_said(voc_root, caplog):
+    edit(voc_root, "image0", "<xmax>40</xmax>", "<xmax>11</xmax>")  # xmin == xmax
+    edit(voc_root, "image1", "<xmin>12</xmin><ymin>21</ymin><xmax>40</xmax>", "<xmin>90</xmin><ymin>21</ymin><xmax>95</xmax>")
+    with caplog.at_level(logging.WARNING):
+        dataset = VOCDetection(str(voc_root), "train")
+        assert [len(target["labels"]) for target in dataset.targets] == [0, 0, 1, 1, 0]
+    assert "2 of 4 boxes" in caplog.text
+    assert "image0.xml object 1, image1.xml object 1" in caplog.text
+
+
+def test_boxes_are_clipped_to_the_image_and_its_size_is_read_where_the_xml_has_none(voc_root):
+    edit(voc_root, "image0", "<xmax>40</xmax>", "<xmax>400</xmax>")
+    assert VOCDetection(str(voc_root), "val").targets[0]["boxes"].tolist() == [[10, 20, 80, 50]]
+    edit(voc_root, "image0", "<width>80</width><height>60</height>", "<width>0</width><height>0</height>")
+    assert VOCDetection(str(voc_root), "val").targets[0]["boxes"].tolist() == [[10, 20, 80, 50]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<xmin>11</xmin>", "<xmin>eleven</xmin>", r"as numbers in object 1 \(cat\) of .*image0.xml"),
+        ("<xmin>11</xmin>", "", r"as numbers in object 1 \(cat\)"),
+        ("<xmin>11</xmin>", "<xmin>nan</xmin>", "a finite box in object 1"),
+        ("<name>cat</name>", "<name> </name>", "Expected a name"),
+        ("</annotation>", "", "could not read .*image0.xml"),
+        ("<annotation>", '<!DOCTYPE a [<!ENTITY b "c">]><annotation>', "could not read .*image0.xml"),
+    ],
+)
+def test_a_wrong_annotation_is_named(voc_root, old, new, message):
+    edit(voc_root, "image0", old, new)
+    with pytest.raises(InputError, match=message):
+        VOCDetection(str(voc_root), "val").targets  # noqa: B018
+
+
+def test_a_class_that_is_not_listed_is_named(voc_root):
+    with pytest.raises(InputError, match=r"image1\.xml has \['dog'\]"):
+        VOCDetection(str(voc_root), "val", classes=["cat"]).targets  # noqa: B018
+
+
+def test_a_missing_image_set_folder_or_image_is_named(voc_root):
+    with pytest.raises(InputError, match=r"There are: train, val\."):
+        len(VOCDetection(str(voc_root), "test"))
+    with pytest.raises(InputError, match="Is /nowhere a folder with JPEGImages"):
+        len(VOCDetection("/nowhere", "test"))
+    (voc_root / "JPEGImages" / "image0.jpg").unlink()
+    with pytest.raises(InputError, match=r"image0\.jpg but there is none"):
+        VOCDetection(str(voc_root), "val").load(0)
+
+
+def test_same_objects_as_torchvision_on_real_images(shared):
+    root = shared / "data" / "voc_mini" / "VOCdevkit"
+    dataset = VOCDetection(str(root / "VOC2012"), "val")
+    reference = torchvision.datasets.VOCDetection(str(root.parent), year="2012", image_set="val")
+    assert len(dataset) == len(reference) == 160
+    for index in range(0, 160, 7):
+        image, target = dataset.load(index)
+        picture, annotation = reference[index]
+        assert image.shape == (picture.height, picture.width, 3)
+        objects = annotation["annotation"]["object"]
+        assert [dataset.classes[label - 1] for label in target["labels"]] == [item["name"] for item in objects]
+        edges = [[float(item["bndbox"][side]) for side in ("xmin", "ymin", "xmax", "ymax")] for item in objects]
+        np.testing.assert_allclose(target["boxes"], np.array(edges) - [1, 1, 0, 0])
+
+
+def test_the_counts_of_real_data_sets(shared, caplog):
+    mini = [VOCDetection(str(shared / "data/voc_mini/VOCdevkit/VOC2012"), name) for name in ("train", "val")]
+    assert [len(part) for part in mini] == [240, 160]
+    targets = [target for part in mini for target in part.targets]
+    assert (sum(len(t["labels"]) for t in targets), sum(t["difficult"].sum() for t in targets)) == (1603, 251)
+    bccd = [VOCDetection(str(shared / "data/bccd/BCCD"), name) for name in ("trainval", "test")]
+    assert bccd[0].classes == bccd[1].classes == ["Platelets", "RBC", "WBC"]
+    assert sum(len(target["labels"]) for part in bccd for target in part.targets) == 4888 - 2  # two of no area

@@ -1,0 +1,49 @@
+"""Compare a detector with torchvision's, given the same weights."""
+
+import torch
+
+from tests.conftest import random_batch
+
+CLASSES_91 = [f"class {number}" for number in range(1, 91)]
+
+
+def copy_weights(reference, network):
+    """Both have the same tensors in the same order under other names."""
+    theirs = [value for name, value in reference.state_dict().items() if "num_batches" not in name]
+    ours = [value for name, value in network.state_dict().items() if "num_batches" not in name]
+    assert [value.shape for value in theirs] == [value.shape for value in ours]
+    for a, b in zip(theirs, ours, strict=True):
+        b.copy_(a)
+
+
+def spread_scores(reference):
+    """Make the random weights decided: scores that are nearly tied come out in an order that rounding picks."""
+    for name, parameter in reference.named_parameters():
+        if "cls" in name or "classification_head" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+def assert_parity(detector, reference, losses, tolerance=1e-4):
+    """Losses and detections of both on the same images, relative to a tolerance."""
+    spread_scores(reference)
+    network = detector.network
+    copy_weights(reference, network)
+    images, targets = random_batch([(240, 320), (330, 200)], [3, 1])
+    floats = [image / 255 for image in images]
+    reference.eval()
+    network.eval()
+    with torch.no_grad():
+        for theirs, ours in zip(reference(floats), network(images), strict=True):
+            assert len(ours["boxes"]) == len(theirs["boxes"]) > 0
+            assert torch.equal(ours["labels"], theirs["labels"])
+            torch.testing.assert_close(ours["scores"], theirs["scores"], rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(ours["boxes"], theirs["boxes"], rtol=tolerance, atol=1e-2)
+    reference.train()
+    network.train()
+    torch.manual_seed(1)
+    expected = reference(floats, targets)
+    torch.manual_seed(1)
+    found = network(images, targets)
+    assert set(found) == set(losses)
+    for name, theirs in losses.items():
+        torch.testing.assert_close(found[name], expected[theirs], rtol=tolerance, atol=tolerance)

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from lit_detect import SSD, VGG16, InputError, SSDLite, TorchvisionBackbone
+from lit_detect.boxes import decode
+from lit_detect.models.ssd import SCALES, default_boxes
+from tests.models.parity import CLASSES_91, assert_parity
+
+
+def test_ssd300_on_vgg16_is_torchvisions():
+    reference = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=91)
+    assert_parity(SSD(CLASSES_91), reference, {"class_loss": "classification", "box_loss": "bbox_regression"})
+
+
+def test_ssdlite320_on_mobilenet_v3_is_torchvisions():
+    reference = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=91)
+    half = [0.5, 0.5, 0.5]
+    nodes = ["features.13.block.0", "features.16"]
+    backbone = TorchvisionBackbone("mobilenet_v3_large", nodes, mean=half, std=half, arguments={"reduced_tail": True})
+    assert_parity(SSDLite(CLASSES_91, backbone=backbone), reference, {"class_loss": "classification", "box_loss": "bbox_regression"})
+
+
+@pytest.mark.parametrize(
+    ("size", "boxes", "maps"), [(300, 8732, [38, 19, 10, 5, 3, 1]), (512, 24564, [64, 32, 16, 8, 4, 2, 1])]
+)  # SSD, tables 7 and 8, and section 3.3
+def test_the_papers_maps_and_number_of_default_boxes(size, boxes, maps):
+    detector = SSD(["a"], size=size)
+    features = detector.network.backbone.eval()(torch.zeros(1, 3, size, size))
+    assert [feature.shape[-1] for feature in features.values()] == maps
+    assert len(detector.network.anchors) == boxes
+
+
+@pytest.mark.parametrize("scales", ["voc", "coco"])
+def test_default_boxes_are_torchvisions(scales):
+    ratios = [[2.0], [2.0, 3.0], [2.0, 3.0], [2.0, 3.0], [2.0], [2.0]]
+    maps = [38, 19, 10, 5, 3, 1]
+    generator = DefaultBoxGenerator(ratios, scales=list(SCALES[scales, 6]), steps=[8, 16, 32, 64, 100, 300])
+    images = ImageList(torch.zeros(1, 3, 300, 300), [(300, 300)])
+    expected = generator(images, [torch.zeros(1, 1, side, side) for side in maps])[0]
+    torch.testing.assert_close(default_boxes(300, maps, scales, ratios), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "size", "maps"),
+    [
+        ("resnet18", ["layer2", "layer3"], 300, [38, 19, 10, 5, 3, 2, 1]),
+        ("mobilenet_v2", ["features.14.conv.0", "features.18"], 320, [20, 10, 5, 3, 2, 1]),
+        ("mobilenet_v3_large", ["features.13.block.0", "features.16"], 320, [20, 10, 5, 3, 2, 1]),
+        ("vgg16_bn", ["features.32", "features.42"], 256, [32, 16, 8, 4, 2, 1]),
+    ],
+)
+def test_extra_layers_go_down_to_one_cell_on_any_extractor(name, nodes, size, maps):
+    trunk = SSD(["a"], size=size, backbone=TorchvisionBackbone(name, nodes), scales="linear").network.backbone
+    assert trunk.sizes == maps
+    features = trunk.eval()(torch.zeros(1, 3, size, size))
+    assert [(feature.shape[1], feature.shape[-1]) for feature in features.values()] == list(zip(trunk.out_channels, maps, strict=True))
+
+
+def test_boxes_of_a_bf16_run_are_within_half_a_pixel():
+    network = SSD(["a", "b"], size=300, scales="voc").network.eval()
+    torch.nn.init.normal_(network.head.regression_head.module_list[0].weight, std=0.02)
+    images = torch.randn(1, 3, 300, 300)
+    with torch.no_grad():
+        exact = decode(network.predict(images)[1], network.anchors)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            _, deltas = network.predict(images)
+        rough = decode(deltas, network.anchors)
+    assert deltas.dtype == torch.float32
+    assert 0 < (exact - rough).abs().max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scales": [0.1, 0.2]}, "Expected 7 scales for 6 feature maps"),
+        ({"aspect_ratios": [[2]]}, "Expected 6 aspect_ratios"),
+        ({"steps": [8]}, "Expected 6 steps"),
+        ({"scales": "imagenet"}, "Expected scales to be a list of 7 numbers"),
+        ({"backbone": VGG16(512)}, "Expected 8 scales|one of"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        SSD(["a"], **{"scales": "coco", **arguments} if "backbone" not in arguments else {**arguments, "scales": [0.1] * 3})

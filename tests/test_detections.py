@@ -1,0 +1,52 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from lit_detect import PostProcess
+
+
+def class_by_class(scores, boxes, size, settings):
+    """torchvision's SSD.postprocess_detections for one image, after decoding."""
+    boxes = clip_boxes_to_image(boxes, size)
+    found = []
+    for label in range(scores.shape[1]):
+        passing = scores[:, label] > settings.score_threshold
+        score, index = scores[passing, label].topk(min(settings.candidates_per_class, int(passing.sum())))
+        found.append((boxes[passing][index], score, torch.full_like(index, label + 1)))
+    boxes, scores, labels = (torch.cat(column) for column in zip(*found, strict=True))
+    keep = batched_nms(boxes, scores, labels, settings.nms_threshold)[: settings.detections_per_image]
+    return boxes[keep], scores[keep], labels[keep]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**31),
+    classes=st.integers(1, 5),
+    threshold=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    candidates=st.sampled_from([3, 400]),
+)
+def test_same_detections_in_the_same_order_as_class_by_class(seed, classes, threshold, candidates):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(60, 2, generator=generator) * 80
+    boxes = torch.cat([corner, corner + torch.rand(60, 2, generator=generator) * 60], dim=1)
+    scores = torch.rand(60, classes, generator=generator)
+    post_process = PostProcess(threshold, 0.45, 20, candidates)
+    found = post_process(scores, boxes, (100, 90))
+    expected = class_by_class(scores, boxes, (100, 90), post_process)
+    for name, value in zip(("boxes", "scores", "labels"), expected, strict=True):
+        torch.testing.assert_close(found[name], value)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_comes_out_as_float32(dtype):
+    boxes, scores = torch.tensor([[0.0, 0, 10, 10]], dtype=dtype), torch.tensor([[0.9]], dtype=dtype)
+    found = PostProcess()(scores, boxes, (20, 20))
+    assert found["boxes"].dtype == found["scores"].dtype == torch.float32
+    assert found["labels"].dtype == torch.int64
+
+
+def test_nothing_above_the_threshold():
+    found = PostProcess(score_threshold=0.5)(torch.full((3, 2), 0.1), torch.rand(3, 4), (20, 20))
+    assert {name: tuple(value.shape) for name, value in found.items()} == {"boxes": (0, 4), "labels": (0,), "scores": (0,)}

@@ -1,0 +1,169 @@
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
+from torch import nn
+from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
+from torch.utils.data import DataLoader
+
+from lit_detect import SSD, InputError, OneCycle, TorchvisionBackbone
+from lit_detect.data.datamodule import collate
+from tests.conftest import CLASSES, DETECTORS, TinyBackbone, random_batch
+
+
+def loader(batches=4):
+    images, targets = random_batch([(96, 96)] * 2 * batches, [2] * 2 * batches)
+    return DataLoader(list(zip(images, targets, strict=True)), batch_size=2, collate_fn=collate)
+
+
+def trainer(tmp_path, **kwargs):
+    silent = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return Trainer(default_root_dir=tmp_path, **{"logger": False, "enable_checkpointing": False, "max_epochs": 1, **silent, **kwargs})
+
+
+def build(**kwargs):
+    return SSD(CLASSES, size=96, backbone=TinyBackbone(), scales="linear", extra_channels=[16], **kwargs)
+
+
+class Rates(LearningRateMonitor):
+    """Remember the learning rates of every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_start(self, *args):
+        pass
+
+    def on_train_batch_start(self, trainer, *args):
+        self.seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    def on_train_epoch_start(self, *args):
+        pass
+
+
+def rates(tmp_path, epochs=1, **kwargs):
+    monitor = Rates()
+    trainer(tmp_path, callbacks=[monitor], max_epochs=epochs).fit(build(**kwargs), loader())
+    return monitor.seen
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=1.0, weight_decay=0.1)
+
+
+def test_warmup_rises_by_steps_under_a_scheduler_of_epochs(tmp_path):
+    seen = rates(tmp_path, 3, optimizer=sgd, warmup_steps=4, warmup_start=0.2, lr_scheduler=lambda o: MultiStepLR(o, [2], gamma=0.1))
+    assert [step[0] for step in seen] == pytest.approx([0.2, 0.4, 0.6, 0.8, *[1.0] * 4, *[0.1] * 4])
+
+
+def test_one_cycle_peaks_at_each_groups_own_rate(tmp_path):
+    seen = rates(tmp_path, 2, optimizer=sgd, lr_scheduler=OneCycle(pct_start=0.5), backbone_lr_factor=0.1)
+    backbone, rest = [max(column) for column in zip(*seen, strict=True)][::2]
+    assert (min(backbone, rest), max(backbone, rest)) == pytest.approx((0.1, 1.0), rel=0.05)
+    assert seen[-1][0] < 0.2 * max(step[0] for step in seen)
+
+
+def test_groups_have_every_trainable_parameter_once_and_spare_norms_and_biases():
+    detector = SSD(
+        CLASSES, size=96, backbone=TorchvisionBackbone("resnet18", ["layer2", "layer3"], frozen=["conv1", "layer1"]), scales="linear"
+    )
+    groups = detector.parameter_groups()
+    grouped = [parameter for group in groups for parameter in group["params"]]
+    assert {id(p) for p in grouped} == {id(p) for p in detector.network.parameters() if p.requires_grad}
+    assert len(grouped) == len({id(p) for p in grouped})
+    for group in groups:
+        assert all((p.ndim <= 1) == (group.get("weight_decay") == 0.0) for p in group["params"])
+    norms = {id(p) for m in detector.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    assert norms & {id(p) for g in groups if "weight_decay" not in g for p in g["params"]} == set()
+
+
+def test_plateau_with_mode_min_on_ap_is_refused(tmp_path):
+    with pytest.raises(InputError, match="mode: max for val/map"):
+        trainer(tmp_path).fit(build(lr_scheduler=lambda o: ReduceLROnPlateau(o)), loader())
+
+
+def test_plateau_lowers_the_rate_when_ap_does_not_rise(tmp_path):
+    detector = build(optimizer=sgd, lr_scheduler=lambda o: ReduceLROnPlateau(o, mode="max", patience=0, threshold=10))
+    trainer(tmp_path, max_epochs=3).fit(detector, loader(), loader())
+    assert detector.optimizers().param_groups[0]["lr"] < 1
+
+
+@pytest.mark.parametrize("precision", ["16-true", "bf16-true"])
+def test_half_precision_weights_are_refused_in_a_sentence(tmp_path, precision):
+    with pytest.raises(InputError, match="Expected precision 32-true, 16-mixed or bf16-mixed"):
+        trainer(tmp_path, precision=precision).fit(build(), loader())
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_run_in_bf16_mixed_logs_finite_numbers(tmp_path, name):
+    run = trainer(tmp_path, precision="bf16-mixed")
+    run.fit(DETECTORS[name](), loader(2), loader(2))
+    metrics = run.callback_metrics
+    assert metrics["train/loss"].isfinite()
+    assert metrics["val/loss"].isfinite()
+    assert metrics["val/map"] >= 0
+    assert metrics["train/loss"] == pytest.approx(
+        sum(v for k, v in metrics.items() if k.startswith("train/") and k.endswith("_loss")), rel=1e-5
+    )
+
+
+def test_an_absent_value_is_not_logged(tmp_path):
+    run = trainer(tmp_path)
+    run.validate(build(), loader(1), verbose=False)
+    assert not [name for name, value in run.callback_metrics.items() if value == -1]
+    assert "val/map_large" not in run.callback_metrics  # boxes are under 40 pixels
+
+
+def test_backbone_weights_are_loaded_when_a_training_starts_and_never_over_a_checkpoint(tmp_path):
+    path = tmp_path / "resnet.pth"
+    source = TorchvisionBackbone("resnet18", ["layer2", "layer3"]).body.state_dict()
+    torch.save({name: torch.full_like(value, 0.01) if value.ndim == 4 else value for name, value in source.items()}, path)
+
+    def detector():
+        backbone = TorchvisionBackbone("resnet18", ["layer2", "layer3"], weights=str(path), frozen=["conv1"])
+        return SSD(CLASSES, size=96, backbone=backbone, scales="linear")
+
+    started = detector()
+    run = trainer(tmp_path)
+    run.fit(started, loader(1))
+    assert (started.backbone.body.conv1.weight == 0.01).all()
+    nn.init.ones_(started.backbone.body.conv1.weight)
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    path.unlink()  # neither loading nor resuming needs it
+    loaded = SSD.load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True)
+    trainer(tmp_path).fit(loaded, loader(1))
+    resumed = detector()
+    trainer(tmp_path, max_epochs=2).fit(resumed, loader(1), ckpt_path=tmp_path / "run.ckpt")
+    for model in (loaded, resumed):
+        assert (model.backbone.body.conv1.weight == 1).all()
+
+
+def test_resuming_ends_with_the_weights_of_an_uninterrupted_run(tmp_path):
+    def run(epochs, ckpt_path=None):
+        torch.manual_seed(0)
+        detector = build(optimizer=sgd, lr_scheduler=lambda o: MultiStepLR(o, [1]))
+        torch.manual_seed(1)
+        data = loader(2)
+        one = trainer(tmp_path, max_epochs=epochs)
+        one.fit(detector, data, ckpt_path=ckpt_path)
+        one.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return detector.state_dict()
+
+    run(1)
+    resumed, whole = run(2, tmp_path / "1.ckpt"), run(2)
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+def test_classes_are_names_each_once():
+    for classes in ([], ["cat", "cat"]):
+        with pytest.raises(InputError, match="Expected class names, each once"):
+            SSD(classes)
+
+
+def test_a_part_that_forgets_its_arguments_is_named():
+    class Forgetful(TinyBackbone):
+        def __init__(self, depth=3):
+            super().__init__()
+
+    with pytest.raises(InputError, match=r"Forgetful to keep its constructor arguments as attributes.*depth"):
+        SSD(CLASSES, size=96, backbone=Forgetful())

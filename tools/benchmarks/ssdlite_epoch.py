@@ -1,0 +1,121 @@
+"""Training speed of our SSDLite against a plain torchvision loop over the same network, on BCCD.
+
+Both train SSDLite 320 over MobileNetV2 with the first seven blocks and all norms frozen, batch 8, SGD, photometric distortion and flip:
+torchvision's SSD with its v2 transforms on PIL images, and ours through `DetectionDataModule` and `Detector`. They take turns by
+chunks of steps in one process, after one chunk each that is not counted; medians over chunks are compared.
+
+    python tools/benchmarks/ssdlite_epoch.py --root data/BCCD --chunks 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import albumentations as A
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.ssd import SSD as TorchvisionSSD
+from torchvision.transforms import v2
+from torchvision.tv_tensors import BoundingBoxes
+from PIL import Image
+
+from lit_detect import DetectionDataModule, SSDLite, TorchvisionBackbone, VOCDetection
+
+BATCH = 8
+
+
+class PlainDataset(Dataset[Any]):
+    """What a user writes for torchvision: PIL images, tv_tensors, v2 transforms."""
+
+    def __init__(self, voc: VOCDetection) -> None:
+        self.voc = voc
+        self.transforms = v2.Compose([v2.PILToTensor(), v2.RandomPhotometricDistort(p=0.5), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)])
+
+    def __len__(self) -> int:
+        return len(self.voc)
+
+    def __getitem__(self, index: int) -> Any:
+        image = Image.open(self.voc.root / "JPEGImages" / self.voc.file_name(index)).convert("RGB")
+        target = self.voc.targets[index]
+        boxes = BoundingBoxes(torch.as_tensor(target["boxes"]), format="XYXY", canvas_size=image.size[::-1])
+        return self.transforms(image, {"boxes": boxes, "labels": torch.as_tensor(target["labels"])})
+
+
+def forever(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Batches without end."""
+    while True:
+        yield from loader
+
+
+def plain_steps(network: torch.nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Any]) -> Callable[[int], None]:
+    """A function that takes so many training steps."""
+
+    def steps(count: int) -> None:
+        for images, targets in islice(batches, count):
+            loss = torch.stack(list(network(images, targets).values())).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return steps
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="data/BCCD")
+    parser.add_argument("--chunks", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12, help="steps a chunk")
+    parser.add_argument("--workers", type=int, default=2)
+    args = parser.parse_args()
+
+    voc = VOCDetection(args.root, "trainval")
+    backbone = TorchvisionBackbone(
+        "mobilenet_v2", ["features.14.conv.0", "features.18"], frozen=["features.[0-6]"], frozen_norms=True
+    )
+    ours = SSDLite(voc.classes, backbone=backbone).network.train()
+    trunk, head = copy.deepcopy(ours.backbone), copy.deepcopy(ours.head)
+    boxes = DefaultBoxGenerator([[2, 3]] * 6, min_ratio=0.2, max_ratio=0.95)
+    theirs = TorchvisionSSD(trunk, boxes, (320, 320), len(voc.classes) + 1, head=head).train()
+    ours.to(memory_format=torch.channels_last)  # as Detector.setup does
+
+    jitter = A.ColorJitter(brightness=(0.875, 1.125), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.05, 0.05), p=0.5)
+    data = DetectionDataModule(
+        voc, transforms=[A.Resize(320, 320), jitter, A.HorizontalFlip()], batch_size=BATCH, num_workers=args.workers
+    )
+    data.setup("fit")
+    plain = DataLoader(
+        PlainDataset(voc), BATCH, shuffle=True, num_workers=args.workers, drop_last=True, persistent_workers=args.workers > 0,
+        collate_fn=lambda samples: tuple(zip(*samples, strict=True)),
+    )  # fmt: skip
+
+    def sgd(network: torch.nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-4, momentum=0.9, weight_decay=5e-4)
+
+    runs = {
+        "torchvision": plain_steps(theirs, sgd(theirs), forever(plain)),
+        "lit_detect": plain_steps(ours, sgd(ours), forever(data.train_dataloader())),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for chunk in range(args.chunks + 1):
+        for name, steps in runs.items():
+            start = time.perf_counter()
+            steps(args.steps)
+            if chunk:
+                seconds[name].append((time.perf_counter() - start) / args.steps / BATCH)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    print(f"| | ms an image | s an epoch of {len(voc)} images |\n|---|---|---|")
+    for name, value in medians.items():
+        print(f"| {name} | {value * 1000:.1f} | {value * len(voc):.1f} |")
+    print(f"\ntorchvision / lit_detect: {medians['torchvision'] / medians['lit_detect']:.2f}")
+
+
+if __name__ == "__main__":
+    main()
