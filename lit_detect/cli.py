@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -23,6 +25,15 @@ __all__ = ["DetectionCLI", "main"]
 PACKAGE = Path(lit_detect.__file__).parent
 # in a wheel the configs lie inside the package, in a checkout beside it
 CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), None)
+
+
+HARMLESS = (
+    "(?s).*Dump of a value that does not round-trip",  # albumentations types ranges as tuples; it takes lists too
+    ".*module\\(s\\) in eval mode at the start of training",  # frozen stages and norms are meant to be
+    "Total length of `list` across ranks is zero",  # no validation set was given
+    ".*treespec, LeafSpec",  # Lightning's own use of torch
+    "(?s).*instantiate_classes`` was deprecated",  # Lightning's own use of jsonargparse
+)
 
 
 class DetectionCLI(LightningCLI):
@@ -64,39 +75,34 @@ class DetectionCLI(LightningCLI):
         """
 
     def before_instantiate_classes(self) -> None:
-        """A checkpoint's classes go before the data's, so that the data need not be there to predict."""
+        """Settings that depend on other settings."""
         config = self.config[self.subcommand]
-        path = config.get("ckpt_path")
-        if path is None or path in ("last", "best", "hpc", "registry"):
-            return
-        if not Path(path).is_file():
+        if config.get("weights_only") is None:
+            config.weights_only = True  # a checkpoint is data: code pickled into one is refused
+        for name in ("verbose", "return_predictions"):  # our callbacks print the results, and write what is predicted
+            if name in config:
+                config[name] = False
+        if config.data.val is None:  # there is no AP to choose checkpoints by: keep the last
+            config.checkpoint.update(Namespace(monitor=None, filename="last", save_last=None))
+        if config.get("ckpt_path") not in (None, "last", "best", "hpc", "registry"):
+            self._take_classes(config, Path(config.ckpt_path))
+
+    def _take_classes(self, config: Namespace, path: Path) -> None:
+        """A checkpoint's classes go before the data's, so that the data need not be there to predict."""
+        if not path.is_file():
             raise InputError(f"Expected a checkpoint at {path} but there is no such file.")
-        saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("hyper_parameters", {})
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise InputError(f"Expected a checkpoint of plain data but {path} is damaged or holds code, which is not run.") from error
         if config.data.classes is None and "classes" in saved:
             config.data.classes, config.data.category_ids = list(saved["classes"]), list(saved["category_ids"])
-
-    def before_fit(self) -> None:
-        """Without validation there is no AP to choose checkpoints by: keep the last alone."""
-        if not self.datamodule.splits["val"]:
-            for callback in self.trainer.checkpoint_callbacks:
-                if isinstance(callback, ModelCheckpoint):
-                    callback.monitor, callback.save_top_k = None, 0
 
     def after_fit(self) -> None:
         """Evaluate the best checkpoint, so that a training ends with its results."""
         checkpoint = self.trainer.checkpoint_callback
-        if self.datamodule.splits["val"] and isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
+        if self.datamodule.splits["val"] is not None and isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
             self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False, weights_only=True)
-
-    def before_validate(self) -> None:
-        """Our table replaces Lightning's."""
-        self.config_init[self.subcommand]["verbose"] = False
-
-    before_test = before_validate
-
-    def before_predict(self) -> None:
-        """The callback writes what is predicted; nothing is kept in memory."""
-        self.config_init[self.subcommand]["return_predictions"] = False
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
@@ -115,8 +121,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run a command; what the user can mend ends it with one sentence and status 1."""
     arguments = find_configs(sys.argv[1:] if args is None else args)
     try:
-        # albumentations types its ranges as tuples, which YAML reads back as lists; it takes either
-        warnings.filterwarnings("ignore", "(?s).*Dump of a value that does not round-trip.*")
+        for message in HARMLESS:
+            warnings.filterwarnings("ignore", message)
         # sys.argv and not args, which Lightning takes for a call from Python; ranks that it starts run the same command again
         sys.argv[1:] = arguments
         DetectionCLI()

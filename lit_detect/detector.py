@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -78,7 +78,7 @@ class Detector(LightningModule):
             parameters, lr=0.001, momentum=0.9, weight_decay=0.0005
         ),
         lr_scheduler: OneCycle | Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] | None = None,
-        lr_interval: str = "epoch",
+        lr_interval: Literal["epoch", "step"] = "epoch",
         lr_monitor: str = "val/map",
         warmup_steps: int = 0,
         warmup_start: float = 0.001,

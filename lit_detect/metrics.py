@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
@@ -33,12 +34,16 @@ class COCOMeanAveragePrecision(MeanAveragePrecision):
 
     def __init__(self, classes: Sequence[str], max_detections: Sequence[int] = (1, 10, 100)) -> None:
         super().__init__(
-            box_format="xyxy",
+            box_format="xywh",
+            # pycocotools' own, in float64: torchmetrics' defaults are float32, and a recall of just .6 is under their .6
+            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+            rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
             max_detection_thresholds=list(max_detections),
             class_metrics=True,
             backend="faster_coco_eval",
         )
         self.classes = list(classes)
+        self.add_state("image_ids", default=[], dist_reduce_fx=None)
         self.warn_on_many_detections = False
 
     def update(self, preds: list[dict[str, Tensor]], target: list[dict[str, Tensor]]) -> None:
@@ -46,9 +51,27 @@ class COCOMeanAveragePrecision(MeanAveragePrecision):
 
         Args:
             preds: detections, one dict an image.
-            target: their targets, in the same pixels.
+            target: their targets, in the same pixels. Of images with one ``image_id`` only the first counts: samplers repeat some to
+                give all ranks as many. Without ids all count.
         """
-        super().update(preds, [ignore_difficult(one) for one in target])
+        start = len(self.image_ids)
+        self.image_ids += [one.get("image_id", torch.tensor(start + index)).to(one["labels"]) for index, one in enumerate(target)]
+        super().update([in_cocos_format(one) for one in preds], [in_cocos_format(ignore_difficult(one)) for one in target])
+
+    def compute(self) -> dict[str, Any]:
+        """Torchmetrics' numbers, over each image once and in the order of ids.
+
+        Equal scores are ranked by that order, so any other gives another AP, and pycocotools takes this one.
+        """
+        ids = torch.stack(self.image_ids).tolist() if self.image_ids else []
+        first = {identity: index for index, identity in reversed(list(enumerate(ids)))}
+        order = [first[identity] for identity in sorted(first)]
+        for name in self._defaults:
+            state = getattr(self, name)
+            if len(state) == len(ids):  # the states of masks stay empty
+                setattr(self, name, [state[index] for index in order])
+        values: dict[str, Any] = super().compute()
+        return values
 
     def named(self) -> dict[str, float]:
         """COCO's numbers by torchmetrics' names, and ``ap/<class>``, 0..1.
@@ -60,6 +83,17 @@ class COCOMeanAveragePrecision(MeanAveragePrecision):
         values.pop(f"mar_{self.max_detection_thresholds[-1]}_per_class")
         values |= {f"ap/{self.classes[label - 1]}": value for label, value in zip(labels, per_class, strict=True)}
         return {name: float(value) for name, value in values.items() if value >= 0}
+
+
+def in_cocos_format(boxes: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Targets or detections with boxes as x, y, width and height.
+
+    They are float64 to a thousandth of a pixel, so that a box of the file is again what the file says. Otherwise an overlap of just
+    the threshold is under it on the way back from corners, and AP differs from pycocotools' in the third digit.
+    """
+    corners = boxes["boxes"].double()
+    xywh = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).round(decimals=3)
+    return {**boxes, "boxes": xywh}
 
 
 def ignore_difficult(target: dict[str, Tensor]) -> dict[str, Tensor]:

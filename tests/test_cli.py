@@ -1,6 +1,7 @@
 """The command line, as a user types it, on a small set of digits."""
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -70,9 +71,9 @@ def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, folder, tmp
 
 
 def test_fit_resumes(run, tmp_path):
-    run("fit")
+    run("fit", "--model.lr_scheduler", "null")  # one cycle ends with its run
     last = str(tmp_path / "checkpoints" / "last.ckpt")
-    run("fit", "--ckpt_path", last, "--trainer.max_epochs", "2")
+    run("fit", "--model.lr_scheduler", "null", "--ckpt_path", last, "--trainer.max_epochs", "2")
     assert torch.load(last, weights_only=True)["epoch"] == 1
 
 
@@ -127,6 +128,14 @@ def test_a_typo_is_named_and_exits_with_2(run, args, message, capsys):
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", pickle.dumps({"state_dict": print})])
+def test_a_checkpoint_that_is_damaged_or_holds_code_is_refused(run, tmp_path, content):
+    (tmp_path / "bad.ckpt").write_bytes(content)
+    with pytest.raises(SystemExit) as exit:
+        run("test", "--ckpt_path", str(tmp_path / "bad.ckpt"))
+    assert "bad.ckpt is damaged or holds code" in exit.value.code
 
 
 def test_an_error_in_a_worker_is_one_sentence_too(run, folder, tmp_path):

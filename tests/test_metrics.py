@@ -50,6 +50,26 @@ def test_difficult_boxes_are_neither_missed_nor_wrong_to_find():
     assert ignore_difficult({**target, "iscrowd": torch.tensor([1, 0])})["iscrowd"].tolist() == [1, 1]
 
 
+def test_the_order_of_images_and_their_repeats_change_nothing():
+    """Two ranks see other images in another order, and the padding of a sampler twice."""
+    generator = torch.Generator().manual_seed(0)
+    images = []
+    for index in range(12):
+        corner = torch.rand(4, 2, generator=generator) * 100
+        boxes = torch.cat([corner, corner + 40], dim=1)
+        labels = torch.randint(1, 3, (4,), generator=generator)
+        found = {"boxes": boxes + torch.randn(4, 1, generator=generator) * 4, "labels": labels, "scores": torch.full((4,), 0.5)}
+        images.append((found, {"boxes": boxes, "labels": labels, "image_id": torch.tensor(index)}))
+    values = []
+    for order in (range(12), [*range(11, -1, -1), 3, 5], [*range(0, 12, 2), *range(1, 12, 2), 0]):
+        metric = COCOMeanAveragePrecision(["a", "b"])
+        for index in order:
+            metric.update([images[index][0]], [images[index][1]])
+        values.append(metric.named())
+    assert values[0] == values[1] == values[2]
+    assert 0 < values[0]["map"] < 1
+
+
 def test_classes_keep_their_names_when_only_some_are_seen():
     metric = COCOMeanAveragePrecision(["a", "b", "c"])
     box = torch.tensor([[0.0, 0, 50, 50]])

@@ -62,7 +62,7 @@ class DetectionDataModule(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.splits = {"train": train, "val": val, "test": test, "predict": ImageFolder(predict) if predict else None}
+        self.splits = {"train": train, "val": val, "test": test, "predict": None if predict is None else ImageFolder(predict)}
         self.transforms, self.min_visibility = list(transforms or []), min_visibility
         self.batch_size, self.num_workers, self.keep_empty = batch_size, num_workers, keep_empty
         self._classes, self._category_ids, self._seed = classes, category_ids, seed
@@ -88,20 +88,20 @@ class DetectionDataModule(LightningDataModule):
     def _smallest(self) -> DetectionDataset:
         """The data set whose classes are the cheapest to read: all have the same, which `setup` checks."""
         for name in ("val", "test", "train"):
-            if self.splits[name]:
+            if self.splits[name] is not None:
                 return self.dataset(name)
         raise InputError("Expected data with classes (data.train, data.val or data.test), or their names as data.classes.")
 
     def dataset(self, name: str) -> DetectionDataset:
         """The data set of a split, several as one."""
         split = self.splits[name]
-        if not split:
+        if split is None or split == []:
             raise InputError(f"Expected data.{name}, which this command reads, but it is not set.")
         return Concatenation(split) if isinstance(split, list) else split
 
     def setup(self, stage: str) -> None:
         """Read the annotations of what the stage needs, and check them."""
-        for name in {"fit": ["train", *(["val"] if self.splits["val"] else [])], "validate": ["val"]}.get(stage, [stage]):
+        for name in {"fit": ["train", *(["val"] if self.splits["val"] is not None else [])], "validate": ["val"]}.get(stage, [stage]):
             if name not in self.samples:
                 self.samples[name] = self._read(name)
 

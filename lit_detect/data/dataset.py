@@ -159,8 +159,7 @@ class Samples(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                 raise
             log.warning("Skipped: %s", error)
             return None
-        fields = {name: np.asarray(value) for name, value in target.items()}
-        fields["boxes"] = fields["boxes"].astype(np.float32).reshape(-1, 4)
+        fields = self._checked(image, {name: np.asarray(value) for name, value in target.items()}, index)
         if self.train and "iscrowd" in fields:
             fields = take(fields, np.flatnonzero(fields["iscrowd"] == 0))
         if self.augment is not None:
@@ -171,6 +170,19 @@ class Samples(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             fields["boxes"] = np.asarray(augmented["bboxes"], dtype=np.float32).reshape(-1, 4)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return pixels, {name: torch.as_tensor(value) for name, value in fields.items()}
+
+    def _checked(self, image: np.ndarray, fields: dict[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
+        """The target with its boxes clipped to the image; what a network could not learn from is refused."""
+        height, width = image.shape[:2]
+        boxes, labels = fields["boxes"].reshape(-1, 4), fields["labels"].astype(np.int64)
+        clipped = valid_boxes(boxes, width, height)
+        wrong = np.isnan(clipped).any(axis=1) | (labels < 1) | (labels > len(self.dataset.classes))
+        if wrong.any():
+            raise InputError(
+                f"Expected boxes inside the {width} x {height} pixels of {self.dataset.file_name(index)}, and labels 1 to "
+                f"{len(self.dataset.classes)}, but got {boxes[wrong][0].tolist()} with label {labels[wrong][0]} in {self.dataset}."
+            )
+        return {**fields, "boxes": clipped, "labels": labels}
 
 
 def take(fields: dict[str, np.ndarray], kept: np.ndarray) -> dict[str, np.ndarray]:

@@ -22,11 +22,11 @@ from lit_detect.data.voc import VOCDetection
 
 __all__ = ["DigitsCOCO", "DigitsVOC", "write_digits"]
 
-IMAGES = {"train": 3200, "val": 200}
+IMAGES = {"train": 3000, "val": 200}
 SIDE = 96  # pixels of an image
-SMALLEST, LARGEST = 14, 60  # pixels of a digit's longer side, drawn evenly on a logarithmic scale
+SMALLEST, LARGEST = 18, 60  # pixels of a digit's longer side, drawn evenly on a logarithmic scale
 MOST_DIGITS = 6
-MOST_COVERED = 0.35  # share of a digit's box that another may cover
+MOST_COVERED = 0.25  # share of a digit's box that another may cover
 TRAIN_SCANS = 1397  # the rest are for validation, so that no scan is in both
 
 
@@ -34,7 +34,7 @@ class DigitsVOC(VOCDetection):
     """The digits, read as VOC.
 
     Args:
-        image_set: ``train`` (3200 images) or ``val`` (200).
+        image_set: ``train`` (3000 images) or ``val`` (200).
         root: where they are written once; by default the user's cache folder.
     """
 
@@ -46,7 +46,7 @@ class DigitsCOCO(COCODetection):
     """The digits, read as COCO.
 
     Args:
-        image_set: ``train`` (3200 images) or ``val`` (200).
+        image_set: ``train`` (3000 images) or ``val`` (200).
         root: where they are written once; by default the user's cache folder.
     """
 
@@ -68,7 +68,7 @@ def write_digits(root: str | None = None, images: dict[str, int] | None = None, 
 
     Args:
         root: the folder; by default ``digits-1`` in ``$LIT_DETECT_CACHE``, or else in ``~/.cache/lit_detect``.
-        images: number of images of ``train`` and ``val``, 3200 and 200 by default.
+        images: number of images of ``train`` and ``val``, 3000 and 200 by default.
         seed: the same seed gives the same files.
 
     Returns:

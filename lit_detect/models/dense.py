@@ -49,7 +49,7 @@ class DenseNetwork(nn.Module):
         inputs = self.inputs(images)
         logits, deltas = self.predict(inputs.images)
         if self.training:
-            return self.losses(inputs, logits, deltas, targets or [])
+            return self.losses(inputs, logits, deltas, targets)
         return self.detections(inputs, logits, deltas)
 
     def evaluate(self, images: Tensor | Sequence[Tensor], targets: Targets) -> tuple[dict[str, Tensor], Targets]:
@@ -63,7 +63,7 @@ class DenseNetwork(nn.Module):
         outputs = self.head(list(self.backbone(images).values()))
         return outputs["cls_logits"].float(), outputs["bbox_regression"].float()
 
-    def losses(self, inputs: Inputs, logits: Tensor, deltas: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def losses(self, inputs: Inputs, logits: Tensor, deltas: Tensor, targets: Targets | None) -> dict[str, Tensor]:
         """Named losses of a batch."""
         with torch.autocast(logits.device.type, enabled=False):
             labels, boxes = assign(self.anchors, inputs.scale_targets(targets), self.match_threshold)

@@ -186,7 +186,7 @@ class TwoStageNetwork(nn.Module):
         if not self.training:
             _, proposals = self.propose(inputs, features, None)
             return self.detect(inputs, proposals, *self.refine(features, proposals, inputs.sizes))
-        targets = inputs.scale_targets(targets or [])
+        targets = inputs.scale_targets(targets)
         losses, proposals = self.propose(inputs, features, targets)
         proposals, _, labels, offsets = self.roi_heads.select_training_samples(proposals, targets)
         logits, deltas = self.refine(features, proposals, inputs.sizes)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_detect.boxes import scale_boxes
+from lit_detect.errors import InputError
 
 __all__ = ["FixedSize", "Inputs", "ShortestSide"]
 
@@ -27,8 +28,16 @@ class Inputs(NamedTuple):
     sizes: list[tuple[int, int]]
     original_sizes: list[tuple[int, int]]
 
-    def scale_targets(self, targets: Targets) -> Targets:
-        """Targets with their boxes moved from the given images to the network's."""
+    def scale_targets(self, targets: Targets | None) -> Targets:
+        """Targets with their boxes moved from the given images to the network's.
+
+        Raises:
+            InputError: not one target for each image.
+        """
+        if targets is None or len(targets) != len(self.sizes):
+            raise InputError(
+                f"Expected {len(self.sizes)} targets, one for each image, but got {'none' if targets is None else len(targets)}."
+            )
         sizes = zip(targets, self.original_sizes, self.sizes, strict=True)
         return [{**target, "boxes": scale_boxes(target["boxes"], original, size)} for target, original, size in sizes]
 

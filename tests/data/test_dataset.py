@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lit_detect import COCODetection, Concatenation, InputError, VOCDetection
+from lit_detect import COCODetection, Concatenation, DetectionDataset, InputError, VOCDetection
 from lit_detect.data.dataset import EpochSampler, Samples, read_image
 
 CLASSES = ["cat", "dog", "horse"]
@@ -93,6 +93,35 @@ def test_types_and_shapes_with_and_without_boxes(dataset, transforms):
     assert samples[4][1]["boxes"].shape == (0, 4)
 
 
+class Circles(DetectionDataset):
+    """A data set of somebody else's."""
+
+    classes = ("red", "blue")
+
+    def __init__(self, box, label):
+        self.box, self.label = box, label
+
+    def __len__(self):
+        return 1
+
+    def load(self, index):
+        return np.zeros((20, 30, 3), np.uint8), {"boxes": [self.box], "labels": [self.label], "image_id": index}
+
+
+def test_a_data_set_is_three_methods():
+    _, target = Samples(Circles([-5, 2, 40, 9], 2))[0]
+    assert target["boxes"].tolist() == [[0, 2, 30, 9]]
+    assert target["boxes"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("box", "label"), [([5, 5, 5, 9], 1), ([40, 5, 50, 9], 1), ([1, 1, 9, 9], 0), ([1, 1, 9, 9], 3), ([1, 1, np.nan, 9], 1)]
+)
+def test_what_a_network_cannot_learn_from_is_named(box, label):
+    with pytest.raises(InputError, match=r"inside the 30 x 20 pixels of Circles\[0\], and labels 1 to 2, but got .* with label"):
+        Samples(Circles(box, label))[0]
+
+
 def test_concatenation_renumbers_images_and_wants_one_list_of_classes(dataset, voc_root):
     both = Concatenation([dataset, VOCDetection(str(voc_root), "val", CLASSES)])
     assert len(both) == 7
@@ -136,7 +165,10 @@ def test_exif_rotation_is_applied_only_where_asked(tmp_path):
     assert read_image(tmp_path / "turned.jpg", exif_rotation=True).shape == (30, 20, 3)
 
 
-@pytest.mark.parametrize("content", [b"", b"not an image", None])
+HALF_A_JPEG = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))[1].tobytes()[:2000]
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", HALF_A_JPEG, None])
 def test_an_unreadable_image_is_named(tmp_path, content):
     path = tmp_path / "bad.jpg"
     if content is not None:

@@ -19,12 +19,12 @@ from typing import Any
 
 import albumentations as A
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.ssd import SSD as TorchvisionSSD
+from torchvision.models.detection.ssd import SSD as ReferenceSSD  # noqa: N811
 from torchvision.transforms import v2
 from torchvision.tv_tensors import BoundingBoxes
-from PIL import Image
 
 from lit_detect import DetectionDataModule, SSDLite, TorchvisionBackbone, VOCDetection
 
@@ -36,7 +36,9 @@ class PlainDataset(Dataset[Any]):
 
     def __init__(self, voc: VOCDetection) -> None:
         self.voc = voc
-        self.transforms = v2.Compose([v2.PILToTensor(), v2.RandomPhotometricDistort(p=0.5), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)])
+        self.transforms = v2.Compose(
+            [v2.PILToTensor(), v2.RandomPhotometricDistort(p=0.5), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True)]
+        )
 
     def __len__(self) -> int:
         return len(self.voc)
@@ -77,19 +79,15 @@ def main() -> None:
     args = parser.parse_args()
 
     voc = VOCDetection(args.root, "trainval")
-    backbone = TorchvisionBackbone(
-        "mobilenet_v2", ["features.14.conv.0", "features.18"], frozen=["features.[0-6]"], frozen_norms=True
-    )
+    backbone = TorchvisionBackbone("mobilenet_v2", ["features.14.conv.0", "features.18"], frozen=["features.[0-6]"], frozen_norms=True)
     ours = SSDLite(voc.classes, backbone=backbone).network.train()
     trunk, head = copy.deepcopy(ours.backbone), copy.deepcopy(ours.head)
     boxes = DefaultBoxGenerator([[2, 3]] * 6, min_ratio=0.2, max_ratio=0.95)
-    theirs = TorchvisionSSD(trunk, boxes, (320, 320), len(voc.classes) + 1, head=head).train()
+    theirs = ReferenceSSD(trunk, boxes, (320, 320), len(voc.classes) + 1, head=head).train()
     ours.to(memory_format=torch.channels_last)  # as Detector.setup does
 
     jitter = A.ColorJitter(brightness=(0.875, 1.125), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.05, 0.05), p=0.5)
-    data = DetectionDataModule(
-        voc, transforms=[A.Resize(320, 320), jitter, A.HorizontalFlip()], batch_size=BATCH, num_workers=args.workers
-    )
+    data = DetectionDataModule(voc, transforms=[A.Resize(320, 320), jitter, A.HorizontalFlip()], batch_size=BATCH, num_workers=args.workers)
     data.setup("fit")
     plain = DataLoader(
         PlainDataset(voc), BATCH, shuffle=True, num_workers=args.workers, drop_last=True, persistent_workers=args.workers > 0,
