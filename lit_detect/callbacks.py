@@ -71,6 +71,11 @@ def results_table(metrics: Mapping[str, Tensor], stage: str) -> Table:
     return table
 
 
+def run_folder(trainer: Trainer) -> Path:
+    """Where a run's files go. To be asked for on all ranks at once, since the first tells the others."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
 class DetectionPictures(Callback):
     """Draw the detections on the first images of `validate` and `test` into one ``detections.png`` beside the run.
 
@@ -85,10 +90,10 @@ class DetectionPictures(Callback):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self.draw(pl_module, outputs, batch)
+            self.draw(pl_module, outputs["detections"], batch)
 
     def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
-        self.draw(pl_module, outputs, batch)
+        self.draw(pl_module, outputs["detections"], batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.save(trainer)
@@ -104,8 +109,8 @@ class DetectionPictures(Callback):
 
     def save(self, trainer: Trainer) -> None:
         """Write the picture, and say where."""
+        path = run_folder(trainer) / "detections.png"
         if self.pictures and trainer.is_global_zero:
-            path = Path(trainer.log_dir or trainer.default_root_dir) / "detections.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             montage(self.pictures).save(path)
             print(f"detections drawn: {path}")
@@ -126,12 +131,13 @@ class PredictionWriter(Callback):
 
     def __init__(self, folder: str | None = None, draw: bool = True, score_threshold: float = 0.5) -> None:
         self.folder, self.draw, self.score_threshold = folder, draw, score_threshold
+        self.output = Path()
         self.results: list[dict[str, Any]] = []
         self.seen: list[int] = []
 
-    def output(self, trainer: Trainer) -> Path:
-        """The folder written to."""
-        return Path(self.folder) if self.folder else Path(trainer.log_dir or trainer.default_root_dir) / "predictions"
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        beside_the_run = run_folder(trainer) / "predictions"
+        self.output = Path(self.folder) if self.folder else beside_the_run
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
         for image, found, target in zip(batch[0], outputs, batch[1], strict=True):
@@ -140,7 +146,7 @@ class PredictionWriter(Callback):
             self.seen.append(index)
             self.results += coco_results(found, index, name, pl_module.classes, pl_module.category_ids)  # type: ignore[arg-type]
             if self.draw:
-                path = self.output(trainer) / "images" / Path(name).with_suffix(".png")
+                path = self.output / "images" / f"{name}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 draw_detections(image, found, pl_module.classes, self.score_threshold).save(path)  # type: ignore[arg-type]
 
@@ -150,7 +156,7 @@ class PredictionWriter(Callback):
         if not trainer.is_global_zero:
             return
         dataset = trainer.datamodule.splits["predict"]  # type: ignore[attr-defined]
-        path = self.output(trainer) / "predictions.json"
+        path = self.output / "predictions.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(results, indent=1))
         print(f"predictions: {path} ({len(results)} detections on {len(seen)} images)")

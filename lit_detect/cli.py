@@ -31,6 +31,7 @@ HARMLESS = (
     "(?s).*Dump of a value that does not round-trip",  # albumentations types ranges as tuples; it takes lists too
     ".*module\\(s\\) in eval mode at the start of training",  # frozen stages and norms are meant to be
     "Total length of `list` across ranks is zero",  # no validation set was given
+    "It is recommended to use `self.log",  # AP is computed from the images of all ranks, so it is the same on each
     ".*treespec, LeafSpec",  # Lightning's own use of torch
     "(?s).*instantiate_classes`` was deprecated",  # Lightning's own use of jsonargparse
 )
@@ -82,10 +83,15 @@ class DetectionCLI(LightningCLI):
         for name in ("verbose", "return_predictions"):  # our callbacks print the results, and write what is predicted
             if name in config:
                 config[name] = False
-        if config.data.val is None:  # there is no AP to choose checkpoints by: keep the last
-            config.checkpoint.update(Namespace(monitor=None, filename="last", save_last=None))
-        if config.get("ckpt_path") not in (None, "last", "best", "hpc", "registry"):
-            self._take_classes(config, Path(config.ckpt_path))
+        if config.data.val is None and config.checkpoint.monitor == "val/map":  # no AP to choose checkpoints by: keep the last
+            config.checkpoint.monitor, config.checkpoint.filename, config.checkpoint.save_last = None, "last", None
+        path = config.get("ckpt_path")
+        if path is None and self.subcommand != "fit":
+            raise InputError(f"Expected a checkpoint to {self.subcommand} but got none: give --ckpt_path.")
+        if path not in (None, "last", "best", "hpc", "registry"):
+            self._take_classes(config, Path(path))
+            if config.checkpoint.dirpath is None and self.subcommand == "fit":
+                config.checkpoint.dirpath = str(Path(path).parent)  # a resumed run goes on choosing among its checkpoints
 
     def _take_classes(self, config: Namespace, path: Path) -> None:
         """A checkpoint's classes go before the data's, so that the data need not be there to predict."""
@@ -126,8 +132,17 @@ def main(args: Sequence[str] | None = None) -> None:
         # sys.argv and not args, which Lightning takes for a call from Python; ranks that it starts run the same command again
         sys.argv[1:] = arguments
         DetectionCLI()
-    except InputError as error:
-        # from a worker process the message comes inside of a traceback
-        sys.exit(f"lit-detect: error: {str(error).rpartition('InputError: ')[2].strip()}")
-    except MisconfigurationException as error:
-        sys.exit(f"lit-detect: error: {error}")
+    except Exception as error:
+        message = mendable(error)
+        if message is None:
+            raise
+        sys.exit(f"lit-detect: error: {message}")
+
+
+def mendable(error: BaseException | None) -> str | None:
+    """The message of an error that the user can mend, or of one that caused it; None for any other."""
+    while error is not None:  # jsonargparse wraps what a constructor raises
+        if isinstance(error, InputError | MisconfigurationException):
+            return str(error).rpartition("InputError: ")[2].strip()  # from a worker process it comes inside of a traceback
+        error = error.__cause__ or error.__context__
+    return None

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
@@ -36,6 +35,7 @@ class PostProcess:
         Returns:
             ``boxes`` ``(D, 4)``, ``labels`` ``(D,)`` 1..C and ``scores`` ``(D,)``, best first, float32.
 
+        >>> import torch
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 40, 30]])
         >>> scores = torch.tensor([[0.9, 0.0], [0.8, 0.3], [0.0, 0.4]])
         >>> detections = PostProcess()(scores, boxes, (30, 30))
@@ -50,8 +50,3 @@ class PostProcess:
         best, boxes = best[rank, labels], boxes[index[rank, labels]]
         keep = batched_nms(boxes, best, labels, self.nms_threshold)[: self.detections_per_image]
         return {"boxes": boxes[keep], "labels": labels[keep] + 1, "scores": best[keep]}
-
-
-def empty_detections() -> dict[str, Tensor]:
-    """No detection at all, in the shapes of the contract."""
-    return {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,21 +26,26 @@ Batch = tuple[Tensor | list[Tensor], list[dict[str, Tensor]]]
 class OneCycle:
     """One-cycle policy over the whole run (Smith and Topin 2018), by torch's `OneCycleLR`, stepped after every batch.
 
-    Each parameter group peaks at the learning rate that the optimizer gives it.
+    Each parameter group peaks at the learning rate that the optimizer gives it. Like torch's, it also cycles the momentum (or Adam's
+    first beta) between .85 and .95, whatever the optimizer was given, unless told not to.
 
     Args:
         pct_start: share of the steps in which the rate rises, 0..1.
         div_factor: the first rate is the peak divided by this.
         final_div_factor: the last rate is the first divided by this.
+        cycle_momentum: cycle the momentum against the rate.
     """
 
-    def __init__(self, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4) -> None:
-        self.arguments = {"pct_start": pct_start, "div_factor": div_factor, "final_div_factor": final_div_factor}
+    def __init__(
+        self, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4, cycle_momentum: bool = True
+    ) -> None:
+        self.pct_start, self.div_factor, self.final_div_factor = pct_start, div_factor, final_div_factor
+        self.cycle_momentum = cycle_momentum
 
     def __call__(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
         """The scheduler for an optimizer and the number of its steps in the run."""
         peaks = [group["lr"] for group in optimizer.param_groups]
-        return OneCycleLR(optimizer, max_lr=peaks, total_steps=total_steps, **self.arguments)
+        return OneCycleLR(optimizer, max_lr=peaks, total_steps=total_steps, **vars(self))
 
 
 class Detector(LightningModule):
@@ -59,7 +65,8 @@ class Detector(LightningModule):
         lr_scheduler: makes the learning-rate scheduler from the optimizer; or `OneCycle`; or none.
         lr_interval: step the scheduler after each ``epoch`` or each ``step``.
         lr_monitor: what `ReduceLROnPlateau` watches.
-        warmup_steps: optimizer steps over which the learning rate rises linearly, before and on top of the scheduler.
+        warmup_steps: optimizer steps over which the learning rate rises linearly. It multiplies what the scheduler gives, so the
+            scheduler is to be one that multiplies too (MultiStepLR, CosineAnnealingLR, ...).
         warmup_start: the factor it starts from, above 0, at most 1.
         backbone_lr_factor: learning rate of the backbone relative to the rest.
         decay_norms: apply weight decay to norms and biases too.
@@ -101,30 +108,39 @@ class Detector(LightningModule):
         self.val_metric = COCOMeanAveragePrecision(self.classes)
         self.test_metric = COCOMeanAveragePrecision(self.classes)
         self._weights_are_loaded = False
+        self.register_load_state_dict_post_hook(remember_weights)  # type: ignore[no-untyped-call]
 
     def _describe_parts(self) -> None:
         """Make the saved hyper-parameters plain data, which `torch.load(weights_only=True)` reads and the command line can build."""
-        for name, value in self.hparams.items():
-            self.hparams[name] = plain(value)
-        self.hparams["classes"], self.hparams["category_ids"] = self.classes, self.category_ids
-        self.hparams.setdefault("_class_path", class_path(type(self)))
-        self.hparams.setdefault("_instantiator", "lightning.pytorch.cli.instantiate_module")
+        described = {name: plain(value) for name, value in self.hparams.items()}
+        described |= {"classes": self.classes, "category_ids": self.category_ids}
+        described.setdefault("_instantiator", "lightning.pytorch.cli.instantiate_module")
+        if type(self).__module__ != "__main__":  # another script cannot import from there
+            described.setdefault("_class_path", class_path(type(self)))
+        self.save_hyperparameters(described)
 
     @property
     def backbone(self) -> Backbone:
-        """The feature extractor."""
-        return next(module for module in self.network.modules() if isinstance(module, Backbone))
+        """The feature extractor.
+
+        Raises:
+            InputError: the network has none.
+        """
+        for module in self.network.modules():
+            if isinstance(module, Backbone):
+                return module
+        raise InputError(f"Expected a Backbone in the network of {type(self).__name__} but there is none.")
 
     def setup(self, stage: str) -> None:
-        """Check the run against the model, and load the backbone's weights where a training starts afresh.
+        """Check the run against the model.
 
         Raises:
             InputError: a precision in which boxes cannot be told apart; classes that are not the data's.
         """
-        if self.trainer.precision in ("16-true", "bf16-true"):
+        if self.trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
             raise InputError(
-                f"Expected precision 32-true, 16-mixed or bf16-mixed but got {self.trainer.precision}: half-precision boxes are "
-                "off by pixels, and non-maximum suppression does not exist for them."
+                f"Expected precision 32-true, 16-mixed or bf16-mixed but got {self.trainer.precision}: boxes in half "
+                "precision are off by pixels, and non-maximum suppression does not exist for them."
             )
         data = getattr(self.trainer, "datamodule", None)
         found = getattr(data, "classes", None) if stage != "predict" else None
@@ -133,13 +149,12 @@ class Detector(LightningModule):
                 f"Expected data with the model's {len(self.classes)} classes {self.classes} but it has {len(found)}: {list(found)}."
             )
         self.network.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, and what mixed precision wants on a GPU
-        if stage == "fit" and not self._weights_are_loaded and self.trainer.ckpt_path is None:
+
+    def on_fit_start(self) -> None:
+        """Load the backbone's weights where a training starts afresh; a checkpoint to resume from is loaded by now."""
+        if not self._weights_are_loaded:
             self.backbone.load_weights()
             self._weights_are_loaded = True
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Remember that the weights come from a checkpoint, so that no start weights replace them."""
-        self._weights_are_loaded = True
 
     def forward(self, images: Tensor | list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Losses in training, detections in eval: see the class."""
@@ -149,10 +164,10 @@ class Detector(LightningModule):
         images, targets = batch
         return self._log_losses("train", self.network(images, targets), len(images))
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         return self._evaluation_step("val", self.val_metric, batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         return self._evaluation_step("test", self.test_metric, batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
@@ -165,12 +180,12 @@ class Detector(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_metric("test", self.test_metric)
 
-    def _evaluation_step(self, stage: str, metric: COCOMeanAveragePrecision, batch: Batch) -> list[dict[str, Tensor]]:
+    def _evaluation_step(self, stage: str, metric: COCOMeanAveragePrecision, batch: Batch) -> dict[str, Any]:
         images, targets = batch
         losses, detections = self.network.evaluate(images, [without_crowd(target) for target in targets])  # type: ignore[operator]
         self._log_losses(stage, losses, len(images))
         metric.update(detections, targets)
-        return detections  # type: ignore[no-any-return]
+        return {"detections": detections}
 
     def _log_losses(self, stage: str, losses: dict[str, Tensor], batch_size: int) -> Tensor:
         loss = torch.stack(list(losses.values())).sum()
@@ -193,7 +208,7 @@ class Detector(LightningModule):
         """
         of_backbone = {id(parameter) for parameter in self.backbone.parameters()}
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for parameter in self.network.parameters():
+        for parameter in self.parameters():
             if parameter.requires_grad:
                 decays = self.decay_norms or parameter.ndim > 1
                 groups.setdefault((id(parameter) in of_backbone, decays), []).append(parameter)
@@ -210,11 +225,13 @@ class Detector(LightningModule):
         """The optimizer, and its schedulers.
 
         Raises:
-            InputError: a `ReduceLROnPlateau` that waits for AP to fall.
+            InputError: a `ReduceLROnPlateau` that waits for AP to fall, or a warm-up before `OneCycle`.
         """
+        if self.warmup_steps and isinstance(self.lr_scheduler, OneCycle):
+            raise InputError(f"Expected warmup_steps 0 with OneCycle, which warms up in its pct_start, but got {self.warmup_steps}.")
         optimizer = self.optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
-            group["lr"] *= group.pop("lr_factor")
+            group["lr"] *= group.pop("lr_factor", 1.0)
         schedulers: list[dict[str, Any]] = []
         if isinstance(self.lr_scheduler, OneCycle):
             total_steps = int(self.trainer.estimated_stepping_batches)
@@ -231,6 +248,11 @@ class Detector(LightningModule):
         return [optimizer], schedulers
 
 
+def remember_weights(detector: Detector, incompatible: Any) -> None:
+    """A detector that was given weights, by a checkpoint or by hand, is not to start from the backbone's."""
+    detector._weights_are_loaded = True
+
+
 def without_crowd(target: dict[str, Tensor]) -> dict[str, Tensor]:
     """A target's boxes that are to be learnt: all but those that stand for a crowd."""
     if "iscrowd" not in target:
@@ -244,12 +266,25 @@ def class_path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def constructor_arguments(cls: type) -> list[str]:
+    """Names of a constructor's arguments, and of its parents' as far as they are handed on by ``**kwargs``."""
+    names: dict[str, None] = {}
+    for parent in cls.__mro__:
+        parameters = inspect.signature(parent).parameters.values() if "__init__" in vars(parent) else []
+        names |= {one.name: None for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
+        if parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters):
+            break
+    return list(names)
+
+
 def plain(value: Any) -> Any:
-    """A constructor argument as plain data: modules become ``class_path`` and ``init_args``, tuples become lists."""
+    """A constructor argument as plain data: modules become ``class_path`` and ``init_args``, tuples become lists.
+
+    Raises:
+        InputError: data that a checkpoint could not hold without code, or a module that does not know its arguments.
+    """
     if isinstance(value, nn.Module):
-        names = [
-            name for name, parameter in inspect.signature(type(value)).parameters.items() if parameter.kind is not parameter.VAR_KEYWORD
-        ]
+        names = constructor_arguments(type(value))
         missing = [name for name in names if not hasattr(value, name)]
         if missing:
             raise InputError(
@@ -261,4 +296,8 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, dict):
         return {name: plain(item) for name, item in value.items()}
-    return value
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(f"Expected numbers, text, lists and dicts as a detector's arguments, which a checkpoint can hold, but got {value!r}.")

@@ -6,5 +6,5 @@ __all__ = ["InputError"]
 class InputError(Exception):
     """A file, an annotation or a setting is not what was expected.
 
-    The command line prints its message as one sentence and exits with status 2; every other exception keeps its traceback.
+    The command line prints its message as one sentence and exits with status 1; every other exception keeps its traceback.
     """

@@ -13,6 +13,13 @@ from torchmetrics.detection import MeanAveragePrecision
 __all__ = ["COCOMeanAveragePrecision"]
 
 
+# what torchmetrics collects, a tensor an image in each
+STATES = (
+    *("detection_box", "detection_scores", "detection_labels"),
+    *("groundtruth_box", "groundtruth_labels", "groundtruth_crowds", "groundtruth_area"),
+)
+
+
 class COCOMeanAveragePrecision(MeanAveragePrecision):
     """torchmetrics' COCO AP on the `faster_coco_eval` backend, over named classes.
 
@@ -32,9 +39,11 @@ class COCOMeanAveragePrecision(MeanAveragePrecision):
     (1.0, 1.0, False, False)
     """
 
+    image_ids: list[Tensor]
+
     def __init__(self, classes: Sequence[str], max_detections: Sequence[int] = (1, 10, 100)) -> None:
         super().__init__(
-            box_format="xywh",
+            box_format="xywh",  # what `compute` makes of the corners that are collected
             # pycocotools' own, in float64: torchmetrics' defaults are float32, and a recall of just .6 is under their .6
             iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
             rec_thresholds=np.linspace(0.0, 1.0, 101).tolist(),
@@ -50,13 +59,13 @@ class COCOMeanAveragePrecision(MeanAveragePrecision):
         """Add images.
 
         Args:
-            preds: detections, one dict an image.
+            preds: detections, one dict an image (torchmetrics' name).
             target: their targets, in the same pixels. Of images with one ``image_id`` only the first counts: samplers repeat some to
                 give all ranks as many. Without ids all count.
         """
         start = len(self.image_ids)
         self.image_ids += [one.get("image_id", torch.tensor(start + index)).to(one["labels"]) for index, one in enumerate(target)]
-        super().update([in_cocos_format(one) for one in preds], [in_cocos_format(ignore_difficult(one)) for one in target])
+        super().update(preds, [ignore_difficult(one) for one in target])
 
     def compute(self) -> dict[str, Any]:
         """Torchmetrics' numbers, over each image once and in the order of ids.
@@ -66,12 +75,16 @@ class COCOMeanAveragePrecision(MeanAveragePrecision):
         ids = torch.stack(self.image_ids).tolist() if self.image_ids else []
         first = {identity: index for index, identity in reversed(list(enumerate(ids)))}
         order = [first[identity] for identity in sorted(first)]
-        for name in self._defaults:
-            state = getattr(self, name)
-            if len(state) == len(ids):  # the states of masks stay empty
-                setattr(self, name, [state[index] for index in order])
-        values: dict[str, Any] = super().compute()
-        return values
+        collected = {name: getattr(self, name) for name in STATES}
+        try:
+            for name, values in collected.items():
+                ordered = [values[index].cpu() for index in order]
+                setattr(self, name, [xywh(boxes) for boxes in ordered] if name.endswith("_box") else ordered)
+            results: dict[str, Any] = super().compute()
+        finally:
+            for name, values in collected.items():
+                setattr(self, name, values)
+        return results
 
     def named(self) -> dict[str, float]:
         """COCO's numbers by torchmetrics' names, and ``ap/<class>``, 0..1.
@@ -85,15 +98,14 @@ class COCOMeanAveragePrecision(MeanAveragePrecision):
         return {name: float(value) for name, value in values.items() if value >= 0}
 
 
-def in_cocos_format(boxes: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Targets or detections with boxes as x, y, width and height.
+def xywh(corners: Tensor) -> Tensor:
+    """Boxes as x, y, width and height in float64, to a thousandth of a pixel.
 
-    They are float64 to a thousandth of a pixel, so that a box of the file is again what the file says. Otherwise an overlap of just
-    the threshold is under it on the way back from corners, and AP differs from pycocotools' in the third digit.
+    So a box of the file is again what the file says. Otherwise an overlap of just the threshold is under it on the way back from
+    corners, and AP differs from pycocotools' in the third digit.
     """
-    corners = boxes["boxes"].double()
-    xywh = torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).round(decimals=3)
-    return {**boxes, "boxes": xywh}
+    corners = corners.double()
+    return torch.cat([corners[:, :2], corners[:, 2:] - corners[:, :2]], dim=1).round(decimals=3)
 
 
 def ignore_difficult(target: dict[str, Tensor]) -> dict[str, Tensor]:

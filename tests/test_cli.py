@@ -70,6 +70,13 @@ def test_fit_then_validate_test_and_predict_from_its_checkpoint(run, folder, tmp
     assert json.loads((tmp_path / "predictions" / "predictions.json").read_text()) == []
 
 
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_what_needs_a_checkpoint_says_so(run, verb):
+    with pytest.raises(SystemExit) as exit:
+        run(verb)
+    assert exit.value.code == f"lit-detect: error: Expected a checkpoint to {verb} but got none: give --ckpt_path."
+
+
 def test_fit_resumes(run, tmp_path):
     run("fit", "--model.lr_scheduler", "null")  # one cycle ends with its run
     last = str(tmp_path / "checkpoints" / "last.ckpt")
@@ -93,8 +100,12 @@ def test_a_second_config_overlays_the_first(run, tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["--model.warmup_steps", "5"], "Expected warmup_steps 0 with OneCycle"),
         (["--ckpt_path", "no.ckpt"], "Expected a checkpoint at no.ckpt but there is no such file."),
-        (["--data.train.init_args.root", "/nowhere"], "/nowhere"),
+        (
+            ["--data.train", '{"class_path": "VOCDetection", "init_args": {"root": "nowhere", "image_set": "train"}}'],
+            "the image set nowhere",
+        ),
         (["--data.train.init_args.image_set", "none"], "There are: train, val."),
         (["--model.scales", "[1]"], "Expected 6 scales for 5 feature maps"),
         (["--model.backbone.init_args.name", "resnet9"], "Expected the name of a torchvision network but got 'resnet9'"),
@@ -152,6 +163,36 @@ def test_an_error_in_a_worker_is_one_sentence_too(run, folder, tmp_path):
     assert "\n" not in exit.value.code
 
 
+@pytest.mark.slow
+def test_two_ranks_train_and_give_the_same_numbers_as_one(folder, tmp_path):
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["trainer"]["logger"] = True  # each command gets a folder of its own
+    config["data"]["val"]["init_args"]["image_set"] = "train"  # 6 images: an even and an odd number for 2 ranks
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+
+    def command(verb, ranks, *args):
+        devices = ["--trainer.devices", str(ranks), "--trainer.strategy", "ddp" if ranks > 1 else "auto"]
+        line = [sys.executable, "-m", "lit_detect", verb, "--config", "config.yaml", *devices, *args]
+        done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    assert "detections drawn" in command("fit", 2)
+    checkpoint = next(tmp_path.rglob("best.ckpt"))
+    tables = []
+    for ranks in (1, 2):
+        out = command("validate", ranks, "--ckpt_path", str(checkpoint), "--data.batch_size", "1", "--model.score_threshold", "0")
+        tables.append([line for line in out.splitlines() if "AP" in line])
+    assert tables[0] == tables[1]
+    assert len(tables[0]) > 5
+    out = command(
+        "predict", 2, "--ckpt_path", str(checkpoint), "--data.predict", str(folder / "JPEGImages"), "--model.score_threshold", "0"
+    )
+    assert "on 10 images" in out
+    results = json.loads(next(tmp_path.rglob("predictions.json")).read_text())
+    assert len({result["file_name"] for result in results}) == 10
+
+
 def test_shipped_configs_are_found_by_name_where_no_such_file_is_here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shipped = str(CONFIGS / "quickstart.yaml")
@@ -167,6 +208,6 @@ def test_help_explains():
     for text in ("--data.batch_size", "images a step on each device", "--model", "--checkpoint.monitor", "--pictures.images"):
         assert text in done.stdout
     done = subprocess.run([sys.executable, "-m", "lit_detect", "fit", "--model.help", "SSD"], capture_output=True, text=True, check=True)
-    for text in ("side of the square input in pixels", "--model.init_args.warmup_steps", "--model.init_args.score_threshold"):
+    for text in ("side of the square input in pixels", "--model.warmup_steps", "--model.score_threshold"):
         assert text in done.stdout
     assert lit_detect.__version__

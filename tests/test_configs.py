@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import yaml
 from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
 
 from lit_detect import DetectionDataModule, Detector
 from lit_detect.cli import CONFIGS
@@ -17,13 +19,13 @@ def test_a_config_builds_and_takes_a_step(path):
     assert f"--config configs/{path.name}" in text
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--seed_everything", type=int)
-    parser.add_argument("--trainer", type=dict)
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False)
     parser.add_argument("--checkpoint", type=dict)
     parser.add_subclass_arguments(Detector, "model")
     parser.add_class_arguments(DetectionDataModule, "data")
-    config = parser.parse_string(text)
-    config.model.init_args.classes = ["cat", "dog", "horse"]
-    built = parser.instantiate_classes(config)
+    content = yaml.safe_load(text)
+    content["model"]["init_args"]["classes"] = ["cat", "dog", "horse"]
+    built = parser.instantiate_classes(parser.parse_object(content))
     images, targets = random_batch([(240, 320), (200, 100)], [2, 1])
     network = built.model.network.train()
     losses = network(images, targets)

@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from lit_detect import SSD, InputError, OneCycle, TorchvisionBackbone
+from lit_detect import SSD, HardNegativeMining, InputError, OneCycle, TorchvisionBackbone
 from lit_detect.data.datamodule import collate
 from tests.conftest import CLASSES, DETECTORS, TinyBackbone, random_batch
 
@@ -102,8 +102,8 @@ def test_a_run_in_bf16_mixed_logs_finite_numbers(tmp_path, name):
     assert metrics["train/loss"].isfinite()
     assert metrics["val/loss"].isfinite()
     assert metrics["val/map"] >= 0
-    assert metrics["train/loss"] == pytest.approx(
-        sum(v for k, v in metrics.items() if k.startswith("train/") and k.endswith("_loss")), rel=1e-5
+    assert float(metrics["train/loss"]) == pytest.approx(
+        sum(float(v) for k, v in metrics.items() if k.startswith("train/") and k.endswith("_loss")), rel=1e-5
     )
 
 
@@ -152,6 +152,68 @@ def test_resuming_ends_with_the_weights_of_an_uninterrupted_run(tmp_path):
     run(1)
     resumed, whole = run(2, tmp_path / "1.ckpt"), run(2)
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+def test_warm_up_before_one_cycle_is_refused(tmp_path):
+    with pytest.raises(InputError, match="warmup_steps 0 with OneCycle"):
+        trainer(tmp_path).fit(build(warmup_steps=3, lr_scheduler=OneCycle()), loader())
+
+
+def test_weights_given_by_hand_are_kept(tmp_path):
+    backbone = TorchvisionBackbone("resnet18", ["layer2", "layer3"], weights="IMAGENET1K_V1")  # would be fetched
+    detector = SSD(CLASSES, size=96, backbone=backbone, scales="linear")
+    detector.load_state_dict(detector.state_dict())
+    trainer(tmp_path).fit(detector, loader(1))
+
+
+class Distilled(SSD):
+    """A subclass with a part and an argument of its own."""
+
+    def __init__(self, classes, teacher_weight=0.5, **kwargs):
+        super().__init__(classes, **kwargs)
+        self.adapter = nn.Conv2d(16, 16, 1)
+
+
+class Wide(TinyBackbone):
+    """A part that hands arguments on."""
+
+    def __init__(self, extra=1, **kwargs):
+        super().__init__(**kwargs)
+        self.extra = extra
+
+
+class Plain(HardNegativeMining):
+    """A criterion with an argument of its own."""
+
+    def __init__(self, weight=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.weight = weight
+
+
+def test_subclasses_of_all_parts_come_back_from_a_checkpoint(tmp_path):
+    detector = Distilled(
+        CLASSES,
+        teacher_weight=0.25,
+        size=96,
+        backbone=Wide(2, width=8),
+        criterion=Plain(3.0, ratio=5.0),
+        scales="linear",
+        extra_channels=[16],
+    )
+    run = trainer(tmp_path)
+    run.fit(detector, loader(1))
+    assert any(parameter is detector.adapter.weight for group in detector.parameter_groups() for parameter in group["params"])
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    loaded = Distilled.load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True)
+    assert loaded.hparams["teacher_weight"] == 0.25
+    assert (loaded.backbone.extra, loaded.backbone.width) == (2, 8)
+    criterion = loaded.network.criterion
+    assert (type(criterion), criterion.weight, criterion.ratio) == (Plain, 3.0, 5.0)
+
+
+def test_an_argument_that_no_checkpoint_could_hold_is_refused_at_once():
+    with pytest.raises(InputError, match="which a checkpoint can hold"):
+        Distilled(CLASSES, teacher_weight=torch.ones(1), backbone=TinyBackbone(), size=96)
 
 
 def test_classes_are_names_each_once():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_detect import COCOMeanAveragePrecision, FasterRCNN, SSDLite, TorchvisionBackbone, VOCDetection
-from lit_detect.data.dataset import Samples
+from lit_detect.data.dataset import Feed
 
 
 def mobilenet(shared, nodes):
@@ -27,7 +27,7 @@ DETECTORS = {
 def test_overfits_eight_images(shared, name):
     dataset = VOCDetection(str(shared / "data/voc_mini/VOCdevkit/VOC2012"), "train")
     easy = [index for index, target in enumerate(dataset.targets) if not target["difficult"].any()]
-    images, targets = zip(*(Samples(dataset)[index] for index in easy[:8]), strict=True)
+    images, targets = zip(*(Feed(dataset)[index] for index in easy[:8]), strict=True)
     detector = DETECTORS[name](shared, dataset.classes)
     detector.backbone.load_weights()
     network = detector.network.train()

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_detect.data.dataset import Concatenation, DetectionDataset, EpochSampler, Samples
+from lit_detect.data.dataset import Concatenation, DetectionDataset, EpochSampler, Feed
 from lit_detect.data.folder import ImageFolder
 from lit_detect.errors import InputError
 
@@ -66,7 +66,7 @@ class DetectionDataModule(LightningDataModule):
         self.transforms, self.min_visibility = list(transforms or []), min_visibility
         self.batch_size, self.num_workers, self.keep_empty = batch_size, num_workers, keep_empty
         self._classes, self._category_ids, self._seed = classes, category_ids, seed
-        self.samples: dict[str, Samples] = {}
+        self.feeds: dict[str, Feed] = {}
 
     @property
     def seed(self) -> int:
@@ -102,44 +102,44 @@ class DetectionDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read the annotations of what the stage needs, and check them."""
         for name in {"fit": ["train", *(["val"] if self.splits["val"] is not None else [])], "validate": ["val"]}.get(stage, [stage]):
-            if name not in self.samples:
-                self.samples[name] = self._read(name)
+            if name not in self.feeds:
+                self.feeds[name] = self._read(name)
 
-    def _read(self, name: str) -> Samples:
+    def _read(self, name: str) -> Feed:
         dataset = self.dataset(name)
         if name == "predict":
-            return Samples(dataset, skip_unreadable=True)
+            return Feed(dataset, skip_unreadable=True)
         if len(dataset) == 0:
             raise InputError(f"Expected images in data.{name} but {dataset} has none.")
         if dataset.classes != self.classes:
             raise InputError(f"Expected data.{name} with the classes {self.classes} but {dataset} has {dataset.classes}.")
         if name != "train":
-            return Samples(dataset)
+            return Feed(dataset)
         indices = None if self.keep_empty else [index for index in range(len(dataset)) if dataset.num_boxes(index)]
         if indices == []:
             raise InputError(f"Expected images with boxes in data.train but all {len(dataset)} of {dataset} are empty.")
-        return Samples(dataset, self.transforms, True, self.min_visibility, self.seed, indices)
+        return Feed(dataset, self.transforms, True, self.min_visibility, self.seed, indices)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        samples = self.samples["train"]
+        feed = self.feeds["train"]
         trainer = self.trainer
         ranks = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        sampler = EpochSampler(samples, *ranks, shuffle=True, seed=self.seed)
+        sampler = EpochSampler(feed, *ranks, shuffle=True, seed=self.seed)
         # a last batch that is not full would be a step with a learning rate that is too large for it
-        return self._loader(samples, sampler=sampler, drop_last=len(sampler) >= self.batch_size, persistent_workers=self.num_workers > 0)
+        return self._loader(feed, sampler=sampler, drop_last=len(sampler) >= self.batch_size, persistent_workers=self.num_workers > 0)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        return self._loader(self.samples["val"]) if "val" in self.samples else []
+        return self._loader(self.feeds["val"]) if "val" in self.feeds else []
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.samples["test"])
+        return self._loader(self.feeds["test"])
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._loader(self.samples["predict"])
+        return self._loader(self.feeds["predict"])
 
-    def _loader(self, samples: Samples, **arguments: Any) -> DataLoader[Any]:
+    def _loader(self, feed: Feed, **arguments: Any) -> DataLoader[Any]:
         return DataLoader(
-            samples,
+            feed,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             collate_fn=collate,
@@ -152,7 +152,7 @@ class DetectionDataModule(LightningDataModule):
 def collate(samples: Sequence[tuple[Tensor, dict[str, Tensor]] | None]) -> tuple[Tensor | list[Tensor], list[dict[str, Tensor]]]:
     """A batch from samples: images as one tensor ``(N, 3, H, W)`` if all have one size, else as a list; targets as a list.
 
-    Samples that could not be read (None) are left out.
+    Feed that could not be read (None) are left out.
     """
     read = [sample for sample in samples if sample is not None]
     images, targets = [image for image, _ in read], [target for _, target in read]

@@ -20,11 +20,12 @@ from lit_detect.errors import InputError
 if TYPE_CHECKING:
     import albumentations as A
 
-__all__ = ["Concatenation", "DetectionDataset", "EpochSampler", "Samples", "read_image"]
+__all__ = ["Concatenation", "DetectionDataset", "EpochSampler", "Feed", "read_image"]
 
 log = logging.getLogger(__name__)
 
 Target = dict[str, Any]
+FIELDS = {"area": np.float32, "iscrowd": np.int64, "difficult": np.int64}  # beside boxes and labels, one value a box
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
@@ -116,7 +117,7 @@ class Concatenation(DetectionDataset):
         return part.file_name(own)
 
 
-class Samples(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+class Feed(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     """A data set as the network is fed: tensors, augmented if asked.
 
     The random numbers of a sample are a function of the seed, the epoch and its index, whatever the worker or rank that draws it
@@ -159,30 +160,44 @@ class Samples(Dataset[tuple[Tensor, dict[str, Tensor]]]):
                 raise
             log.warning("Skipped: %s", error)
             return None
-        fields = self._checked(image, {name: np.asarray(value) for name, value in target.items()}, index)
+        fields = self._checked(image, target, index)
         if self.train and "iscrowd" in fields:
             fields = take(fields, np.flatnonzero(fields["iscrowd"] == 0))
         if self.augment is not None:
             self.augment.set_random_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
             augmented = self.augment(image=image, bboxes=fields["boxes"], kept=np.arange(len(fields["boxes"])))
             image = augmented["image"]
+            check_image(image, self.dataset.file_name(index))
             fields = take(fields, np.asarray(augmented["kept"], dtype=np.int64))
             fields["boxes"] = np.asarray(augmented["bboxes"], dtype=np.float32).reshape(-1, 4)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return pixels, {name: torch.as_tensor(value) for name, value in fields.items()}
 
-    def _checked(self, image: np.ndarray, fields: dict[str, np.ndarray], index: int) -> dict[str, np.ndarray]:
-        """The target with its boxes clipped to the image; what a network could not learn from is refused."""
+    def _checked(self, image: np.ndarray, target: Target, index: int) -> dict[str, np.ndarray]:
+        """The target as arrays, its boxes clipped to the image; what a network could not learn from is refused."""
+        file_name = self.dataset.file_name(index)
+        check_image(image, file_name)
         height, width = image.shape[:2]
+        fields = {"image_id": np.asarray(index), **{name: np.asarray(value) for name, value in target.items()}}
         boxes, labels = fields["boxes"].reshape(-1, 4), fields["labels"].astype(np.int64)
         clipped = valid_boxes(boxes, width, height)
         wrong = np.isnan(clipped).any(axis=1) | (labels < 1) | (labels > len(self.dataset.classes))
         if wrong.any():
             raise InputError(
-                f"Expected boxes inside the {width} x {height} pixels of {self.dataset.file_name(index)}, and labels 1 to "
-                f"{len(self.dataset.classes)}, but got {boxes[wrong][0].tolist()} with label {labels[wrong][0]} in {self.dataset}."
+                f"Expected boxes inside the {width} x {height} pixels of {file_name}, and labels 1 to {len(self.dataset.classes)}, "
+                f"but got {boxes[wrong][0].tolist()} with label {labels[wrong][0]} in {self.dataset}."
             )
-        return {**fields, "boxes": clipped, "labels": labels}
+        types = {name: fields[name].astype(dtype) for name, dtype in FIELDS.items() if name in fields}
+        return {**fields, **types, "boxes": clipped, "labels": labels}
+
+
+def check_image(image: np.ndarray, file_name: str) -> None:
+    """Refuse what the network would take for something else."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(
+            f"Expected {file_name} as uint8 RGB (H, W, 3), which the network itself normalises, but got {image.dtype} {image.shape}; "
+            "is there a transform that normalises or makes a tensor?"
+        )
 
 
 def take(fields: dict[str, np.ndarray], kept: np.ndarray) -> dict[str, np.ndarray]:

@@ -39,7 +39,7 @@ class DigitsVOC(VOCDetection):
     """
 
     def __init__(self, image_set: str = "train", root: str | None = None) -> None:
-        super().__init__(str(write_digits(root)), image_set)
+        super().__init__(str(write_digits(root)), image_set, classes=[str(digit) for digit in range(10)])
 
 
 class DigitsCOCO(COCODetection):
@@ -103,7 +103,7 @@ def load_scans() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits
 
     data = load_digits()
-    return data.images.astype(np.float32) / 16, data.target
+    return np.asarray(data.images, dtype=np.float32) / 16, np.asarray(data.target)
 
 
 def draw_scene(scans: np.ndarray, digits: np.ndarray, rng: np.random.Generator) -> Scene:
@@ -144,7 +144,8 @@ def draw_ground(rng: np.random.Generator) -> np.ndarray:
     angle, period = rng.uniform(0, np.pi), rng.uniform(6, 40)
     y, x = np.mgrid[:SIDE, :SIDE]
     stripes = np.sin((x * np.cos(angle) + y * np.sin(angle)) * 2 * np.pi / period)
-    return (ground + rng.uniform(0, 0.06) * stripes[..., None]).clip(0, 1)
+    textured: np.ndarray = np.clip(ground + rng.uniform(0, 0.06) * stripes[..., None], 0, 1)
+    return textured
 
 
 def covered(box: np.ndarray, other: np.ndarray) -> float:

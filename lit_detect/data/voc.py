@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -41,8 +42,8 @@ class VOCDetection(DetectionDataset):
     Args:
         root: the folder that holds ``JPEGImages``, ``Annotations`` and ``ImageSets/Main``, such as ``VOCdevkit/VOC2012``.
         image_set: a file of ``ImageSets/Main`` without its suffix, such as ``trainval``.
-        classes: names of the labels 1..C. By default VOC's twenty if all names found are among them, else the sorted names of the
-            whole folder, so that all image sets of one root have the same classes.
+        classes: names of the labels 1..C. By default VOC's twenty if all names in ``Annotations`` are among them, else those names,
+            sorted; so all image sets of one root have the same classes. A root called VOC2007 or VOC2012 is taken for the real one.
 
     Raises:
         InputError: something is missing, is not XML, or is not what the format says; the message names the file and the object.
@@ -60,7 +61,9 @@ class VOCDetection(DetectionDataset):
         """Names of the images, without suffix."""
         path = self.root / "ImageSets" / "Main" / f"{self.image_set}.txt"
         try:
-            lines = path.read_text(encoding="utf-8").split("\n")
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise InputError(f"Expected the image set {path} as UTF-8 text: {error}.") from error
         except OSError as error:
             sets = sorted(file.stem for file in path.parent.glob("*.txt"))
             raise InputError(
@@ -71,7 +74,8 @@ class VOCDetection(DetectionDataset):
                     else f"Is {self.root} a folder with JPEGImages, Annotations and ImageSets/Main?"
                 )
             ) from error
-        return [line.split()[0] for line in lines if line.strip()]
+        # VOC's sets of one class have a flag after each name
+        return [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in lines if line.strip()]
 
     @cached_property
     def annotations(self) -> list[Annotation]:
@@ -82,11 +86,11 @@ class VOCDetection(DetectionDataset):
     def classes(self) -> list[str]:  # type: ignore[override]
         if self._classes is not None:
             return self._classes
-        found = {name for annotation in self.annotations for name in annotation.names}
-        if found <= set(VOC_CLASSES):
-            return VOC_CLASSES
-        everywhere = [read_annotation(path) for path in sorted((self.root / "Annotations").glob("*.xml"))]
-        return sorted({name for annotation in everywhere for name in annotation.names})
+        annotations = self.annotations
+        if not re.fullmatch(r"VOC20\d\d", self.root.name):  # the real one's 17,000 files would take seconds at each start
+            annotations = [read_annotation(path) for path in sorted((self.root / "Annotations").glob("*.xml"))]
+        found = {name for annotation in annotations for name in annotation.names}
+        return VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
 
     @cached_property
     def targets(self) -> list[Target]:
@@ -132,8 +136,9 @@ class VOCDetection(DetectionDataset):
         name = self.ids[index]
         folder = self.root / "JPEGImages"
         for suffix in (".jpg", *IMAGE_SUFFIXES):
-            if (folder / f"{name}{suffix}").exists():
-                return f"{name}{suffix}"
+            for written in (suffix, suffix.upper()):
+                if (folder / f"{name}{written}").exists():
+                    return f"{name}{written}"
         raise InputError(f"Expected an image {folder / name}.jpg but there is none (nor .png, .jpeg, ...).")
 
 

@@ -235,15 +235,18 @@ class TwoStageNetwork(nn.Module):
     def sample(
         self, proposals: list[Tensor], logits: Tensor, deltas: Tensor, targets: Targets
     ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        """The part of an evaluation's outputs that the box losses are taken over, with labels and offsets to compare it to."""
-        boxes, classes = [t["boxes"] for t in targets], [t["labels"] for t in targets]
+        """The part of an evaluation's outputs that the box losses are taken over, with labels and offsets to compare it to.
+
+        Unlike in training the targets themselves are not among the proposals, since they were not put through the box head.
+        """
+        boxes, classes = [target["boxes"] for target in targets], [target["labels"] for target in targets]
         matches, labels = self.roi_heads.assign_targets_to_proposals(proposals, boxes, classes)
         chosen = self.roi_heads.subsample(labels)
         matched = [torch.cat([box, box.new_zeros(1, 4)])[match] for box, match in zip(boxes, matches, strict=True)]
         offsets = self.roi_heads.box_coder.encode(matched, proposals)
         counts = [len(of_image) for of_image in proposals]
-        logits = torch.cat([rows[index] for rows, index in zip(logits.split(counts), chosen, strict=True)])
-        deltas = torch.cat([rows[index] for rows, index in zip(deltas.split(counts), chosen, strict=True)])
+        logits = torch.cat([rows[index] for rows, index in zip(torch.split(logits, counts), chosen, strict=True)])
+        deltas = torch.cat([rows[index] for rows, index in zip(torch.split(deltas, counts), chosen, strict=True)])
         labels = [rows[index] for rows, index in zip(labels, chosen, strict=True)]
         return logits, deltas, labels, [rows[index] for rows, index in zip(offsets, chosen, strict=True)]
 

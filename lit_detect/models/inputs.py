@@ -1,4 +1,4 @@
-"""The only place where images are resized and normalised: on the device, from uint8 to the network's float input."""
+"""From uint8 images of any size to the network's float input, on the device: nowhere else is normalised."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -116,7 +116,8 @@ class SSD(Detector):
 
     def head(self, channels: list[int], boxes_per_cell: list[int], num_logits: int) -> nn.Module:
         """3x3 convolutions on every map: section 2.1, "Convolutional predictors for detection"."""
-        return SSDHead(channels, boxes_per_cell, num_logits)
+        head: nn.Module = SSDHead(channels, boxes_per_cell, num_logits)
+        return head
 
 
 class SSDLite(SSD):
@@ -182,7 +183,8 @@ class SSDLite(SSD):
         )
 
     def head(self, channels: list[int], boxes_per_cell: list[int], num_logits: int) -> nn.Module:
-        return SSDLiteHead(channels, boxes_per_cell, num_logits, self.norm_layer)
+        head: nn.Module = SSDLiteHead(channels, boxes_per_cell, num_logits, self.norm_layer)
+        return head
 
 
 class ExtraLayers(nn.Module):

@@ -34,6 +34,9 @@ def test_boxes_without_area_are_left_out_and_said(coco_files, caplog):
         (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), r"Expected a bbox of four numbers in annotation 2 .* \[1, 2, 3\]"),
         (lambda c: c["annotations"][1].update(bbox=[1, 2, 3, "4"]), "Expected a bbox of four numbers in annotation 2"),
         (lambda c: c.pop("categories"), "Expected a list of categories"),
+        (lambda c: c["images"][1].update(id=7), "used once, and a file_name"),
+        (lambda c: c["images"][1].pop("file_name"), "used once, and a file_name"),
+        (lambda c: c["categories"][1].update(id="3"), "a whole number as id"),
     ],
 )
 def test_a_wrong_annotation_is_named(coco_files, change, message):
@@ -43,6 +46,18 @@ def test_a_wrong_annotation_is_named(coco_files, change, message):
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
         COCODetection(str(images), str(path)).targets  # noqa: B018
+
+
+def test_what_other_tools_leave_out_is_filled_in(coco_files):
+    images, path = coco_files
+    content = json.loads(path.read_text())
+    for image in content["images"]:
+        del image["width"], image["height"]
+    content["annotations"] = [{key: a[key] for key in ("id", "image_id", "category_id", "bbox")} for a in content["annotations"]]
+    content["annotations"][1] |= {"area": None, "iscrowd": None}
+    path.write_text(json.dumps(content))
+    target = COCODetection(str(images), str(path)).targets[0]
+    assert (target["area"].tolist(), target["iscrowd"].tolist()) == ([600, 3500], [0, 0])
 
 
 def test_a_file_that_is_not_there_or_not_json_is_named(coco_files, tmp_path):

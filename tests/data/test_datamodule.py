@@ -37,7 +37,7 @@ def test_images_without_boxes_are_negatives_unless_switched_off(train):
     for keep, count in [(True, 5), (False, 4)]:
         data = DetectionDataModule(train=train, num_workers=0, batch_size=5, keep_empty=keep)
         data.setup("fit")
-        assert len(data.samples["train"]) == count
+        assert len(data.feeds["train"]) == count
         assert len(first_batch(data)[1]) == count
 
 

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_detect import COCODetection, Concatenation, DetectionDataset, InputError, VOCDetection
-from lit_detect.data.dataset import EpochSampler, Samples, read_image
+from lit_detect.data.dataset import EpochSampler, Feed, read_image
 
 CLASSES = ["cat", "dog", "horse"]
 AUGMENT = [A.HorizontalFlip(p=0.5), A.ColorJitter(p=1), A.RandomSizedBBoxSafeCrop(40, 50, p=0.5)]
@@ -26,24 +26,24 @@ def draw(samples, epoch, workers=0, ranks=1, rank=0, seed=0):
 
 
 def test_a_sample_is_a_function_of_seed_epoch_and_index(dataset):
-    first = draw(Samples(dataset, AUGMENT, seed=1), epoch=0)
-    assert draw(Samples(dataset, AUGMENT, seed=1), epoch=0) == first
-    assert draw(Samples(dataset, AUGMENT, seed=1), epoch=0, workers=2) == first
-    ranks = [draw(Samples(dataset, AUGMENT, seed=1), epoch=0, ranks=2, rank=rank) for rank in (0, 1)]
+    first = draw(Feed(dataset, AUGMENT, seed=1), epoch=0)
+    assert draw(Feed(dataset, AUGMENT, seed=1), epoch=0) == first
+    assert draw(Feed(dataset, AUGMENT, seed=1), epoch=0, workers=2) == first
+    ranks = [draw(Feed(dataset, AUGMENT, seed=1), epoch=0, ranks=2, rank=rank) for rank in (0, 1)]
     assert {sample[:2] for rank in ranks for sample in rank} == {sample[:2] for sample in first}
 
 
 def test_epochs_and_seeds_and_images_draw_different_augmentations(dataset):
-    same_image = [{i: s for i, s, _ in draw(Samples(dataset, AUGMENT, seed=seed), epoch, 2)} for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
+    same_image = [{i: s for i, s, _ in draw(Feed(dataset, AUGMENT, seed=seed), epoch, 2)} for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
     for a, b in [(0, 1), (0, 2), (1, 2)]:
         assert all(same_image[a][index] != same_image[b][index] for index in range(5))
     one_image = Concatenation([dataset] * 6)  # the same pixels under other indices
-    sums = {Samples(one_image, AUGMENT)[index][0].sum().item() for index in range(0, 30, 5)}
+    sums = {Feed(one_image, AUGMENT)[index][0].sum().item() for index in range(0, 30, 5)}
     assert len(sums) == 6
 
 
 def test_persistent_workers_learn_of_the_new_epoch(dataset):
-    samples = Samples(dataset, AUGMENT)
+    samples = Feed(dataset, AUGMENT)
     sampler = EpochSampler(samples, 1, 0, shuffle=False)
     loader = DataLoader(samples, batch_size=None, sampler=sampler, num_workers=2, persistent_workers=True)
     epochs = []
@@ -57,9 +57,9 @@ def test_persistent_workers_learn_of_the_new_epoch(dataset):
 def test_every_field_follows_its_box(coco_files):
     dataset = COCODetection(*map(str, coco_files))
     keep_left = A.Crop(0, 0, 12, 60)  # cuts the horse to a sliver of 2 pixels
-    _, target = Samples(dataset, [keep_left])[0]
+    _, target = Feed(dataset, [keep_left])[0]
     assert target["boxes"].tolist() == [[10, 10, 12, 40], [0, 0, 12, 50]]
-    _, target = Samples(dataset, [A.Crop(0, 0, 10, 60)])[0]  # and off
+    _, target = Feed(dataset, [A.Crop(0, 0, 10, 60)])[0]  # and off
     assert target["boxes"].tolist() == [[0, 0, 10, 50]]
     assert {name: target[name].tolist() for name in ("labels", "area", "iscrowd", "image_id")} == {
         "labels": [1], "area": [3000], "iscrowd": [1], "image_id": 7,
@@ -69,8 +69,8 @@ def test_every_field_follows_its_box(coco_files):
 def test_slivers_are_left_out_from_min_visibility_on(coco_files):
     dataset = COCODetection(*map(str, coco_files))
     crop = [A.Crop(0, 0, 12, 60)]  # a tenth of the horse remains, and a sixth of the cats
-    assert [len(Samples(dataset, crop, min_visibility=least)[0][1]["labels"]) for least in (0, 0.09, 0.15, 0.2)] == [2, 2, 1, 0]
-    empty = Samples(dataset, crop, min_visibility=0.5)[0][1]
+    assert [len(Feed(dataset, crop, min_visibility=least)[0][1]["labels"]) for least in (0, 0.09, 0.15, 0.2)] == [2, 2, 1, 0]
+    empty = Feed(dataset, crop, min_visibility=0.5)[0][1]
     assert {name: tuple(value.shape) for name, value in empty.items()} == {
         "boxes": (0, 4), "labels": (0,), "area": (0,), "iscrowd": (0,), "image_id": (),
     }  # fmt: skip
@@ -78,13 +78,13 @@ def test_slivers_are_left_out_from_min_visibility_on(coco_files):
 
 def test_crowds_are_not_trained_on(coco_files):
     dataset = COCODetection(*map(str, coco_files))
-    assert Samples(dataset)[0][1]["iscrowd"].tolist() == [0, 1]
-    assert Samples(dataset, train=True)[0][1]["iscrowd"].tolist() == [0]
+    assert Feed(dataset)[0][1]["iscrowd"].tolist() == [0, 1]
+    assert Feed(dataset, train=True)[0][1]["iscrowd"].tolist() == [0]
 
 
 @pytest.mark.parametrize("transforms", [[], [A.HorizontalFlip(p=1.0)]])
 def test_types_and_shapes_with_and_without_boxes(dataset, transforms):
-    samples = Samples(dataset, transforms)
+    samples = Feed(dataset, transforms)
     for index in (0, 4):
         image, target = samples[index]
         assert (image.dtype, image.shape) == (torch.uint8, (3, 60, 80))
@@ -109,7 +109,7 @@ class Circles(DetectionDataset):
 
 
 def test_a_data_set_is_three_methods():
-    _, target = Samples(Circles([-5, 2, 40, 9], 2))[0]
+    _, target = Feed(Circles([-5, 2, 40, 9], 2))[0]
     assert target["boxes"].tolist() == [[0, 2, 30, 9]]
     assert target["boxes"].dtype == torch.float32
 
@@ -119,7 +119,13 @@ def test_a_data_set_is_three_methods():
 )
 def test_what_a_network_cannot_learn_from_is_named(box, label):
     with pytest.raises(InputError, match=r"inside the 30 x 20 pixels of Circles\[0\], and labels 1 to 2, but got .* with label"):
-        Samples(Circles(box, label))[0]
+        Feed(Circles(box, label))[0]
+
+
+@pytest.mark.parametrize("transform", [A.Normalize(), A.ToFloat()])
+def test_a_transform_that_leaves_no_uint8_rgb_is_refused(dataset, transform):
+    with pytest.raises(InputError, match=r"Expected image0\.jpg as uint8 RGB"):
+        Feed(dataset, [transform])[0]
 
 
 def test_concatenation_renumbers_images_and_wants_one_list_of_classes(dataset, voc_root):

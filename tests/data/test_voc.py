@@ -32,6 +32,21 @@ def test_classes_are_vocs_twenty_or_the_names_of_the_whole_folder(voc_root):
         assert VOCDetection(str(voc_root), image_set).classes == ["Cat", "dog", "horse", "unicorn"]
 
 
+def test_classes_do_not_depend_on_the_image_set(voc_root):
+    edit(voc_root, "image2", "horse", "truck")  # which val does not list either
+    for image_set in ("train", "val"):
+        assert VOCDetection(str(voc_root), image_set).classes == ["cat", "dog", "truck"]
+
+
+def test_names_with_marks_flags_spaces_and_upper_case_suffixes(voc_root):
+    (voc_root / "JPEGImages" / "image0.jpg").rename(voc_root / "JPEGImages" / "an image.JPG")
+    (voc_root / "Annotations" / "image0.xml").rename(voc_root / "Annotations" / "an image.xml")
+    (voc_root / "ImageSets" / "Main" / "cat_val.txt").write_bytes(b"\xef\xbb\xbfan image  1\r\nimage1 -1\r\n\r\n")
+    dataset = VOCDetection(str(voc_root), "cat_val")
+    assert (dataset.ids, dataset.file_name(0)) == (["an image", "image1"], "an image.JPG")
+    assert dataset.load(0)[0].shape == (60, 80, 3)
+
+
 def test_boxes_without_area_are_left_out_and_said(voc_root, caplog):
     edit(voc_root, "image0", "<xmax>40</xmax>", "<xmax>11</xmax>")  # xmin == xmax
     edit(voc_root, "image1", "<xmin>12</xmin><ymin>21</ymin><xmax>40</xmax>", "<xmin>90</xmin><ymin>21</ymin><xmax>95</xmax>")

@@ -82,7 +82,7 @@ def test_weights_are_fetched_from_a_url_once(server, weights):
     ("given", "message"),
     [
         ("http://127.0.0.1:9/mobilenet.pth", "Could not fetch .* without network, put that file into"),
-        ("IMAGENET1K_V9", "Expected one of IMAGENET1K_V1, IMAGENET1K_V2, a file or a URL"),
+        ("IMAGENET1K_V9", "Expected one of IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT, a file or a URL"),
         ("no/such/file.pth", "a file or a URL as weights of mobilenet_v2 but got 'no/such/file.pth'"),
     ],
 )
@@ -101,7 +101,7 @@ def test_a_name_of_torchvisions_weights_leads_to_their_address(monkeypatch):
 
 
 def test_weights_of_another_network_are_refused(weights):
-    with pytest.raises(InputError, match=r"of 60 tensors are missing or of another shape: conv1\.weight"):
+    with pytest.raises(InputError, match=r"of 75 tensors are missing or of another shape: conv1\.weight"):
         TorchvisionBackbone("resnet18", ["layer2", "layer3"], weights=str(weights)).load_weights()
 
 

@@ -8,9 +8,17 @@ from tests.models.parity import CLASSES_91, assert_parity
 
 
 def test_faster_rcnn_on_resnet50_fpn_is_torchvisions():
-    reference = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91, min_size=320, max_size=480)
+    # all anchors become proposals and all proposals are sampled: else rounding picks which of two near ties is dropped
+    every = 10**5
+    reference = fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=91, min_size=96, max_size=160, box_batch_size_per_image=every,
+        rpn_pre_nms_top_n_train=every, rpn_post_nms_top_n_train=every, rpn_nms_thresh=1.0,
+    )  # fmt: skip
     backbone = TorchvisionBackbone("resnet50", ["layer1", "layer2", "layer3", "layer4"])
-    detector = FasterRCNN(CLASSES_91, backbone, min_size=320, max_size=480)
+    detector = FasterRCNN(
+        CLASSES_91, backbone, min_size=96, max_size=160, roi_batch_size=every,
+        proposals_before_nms=(every, 1000), proposals=(every, 1000), rpn_nms_threshold=1.0,
+    )  # fmt: skip
     names = {
         "class_loss": "loss_classifier",
         "box_loss": "loss_box_reg",
