@@ -256,11 +256,11 @@ def default_boxes(
         for ratio in ratios:
             long, short = scale * math.sqrt(ratio), scale / math.sqrt(ratio)
             shapes += [(long, short), (short, long)]
-        half = torch.tensor(shapes).clamp(max=1) * size / 2  # (S, 2): no default box is larger than the image
-        y, x = torch.meshgrid([(torch.arange(side) + 0.5) * step] * 2, indexing="ij")
+        half = 0.5 * torch.tensor(shapes).clamp(max=1)  # (S, 2): no default box is larger than the image
+        y, x = torch.meshgrid([(torch.arange(side) + 0.5) / (size / step)] * 2, indexing="ij")
         centres = torch.stack([x, y], dim=-1)[:, :, None]  # (side, side, 1, 2)
         maps.append(torch.cat([centres - half, centres + half], dim=-1).view(-1, 4))
-    return torch.cat(maps)
+    return torch.cat(maps) * size  # in torchvision's order, to the last bit: many overlaps tie, and rounding picks the match
 
 
 def scale_table(scales: str | Sequence[float], count: int) -> Sequence[float]:

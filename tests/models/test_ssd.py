@@ -40,7 +40,7 @@ def test_default_boxes_are_torchvisions(scales):
     generator = DefaultBoxGenerator(ratios, scales=list(SCALES[scales, 6]), steps=[8, 16, 32, 64, 100, 300])
     images = ImageList(torch.zeros(1, 3, 300, 300), [(300, 300)])
     expected = generator(images, [torch.zeros(1, 1, side, side) for side in maps])[0]
-    torch.testing.assert_close(default_boxes(300, maps, scales, ratios), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(default_boxes(300, maps, scales, ratios), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
