@@ -202,7 +202,7 @@ class TwoStageNetwork(nn.Module):
             torch.manual_seed(0)
             losses, proposals = self.propose(inputs, features, targets)
             logits, deltas = self.refine(features, proposals, inputs.sizes)
-            losses |= self.box_losses(*self.sample(proposals, logits, deltas, targets))
+            losses |= self.sampled_box_losses(proposals, logits, deltas, targets)
         return losses, self.detect(inputs, proposals, logits, deltas)
 
     def features(self, inputs: Inputs) -> dict[str, Tensor]:
@@ -232,23 +232,28 @@ class TwoStageNetwork(nn.Module):
         logits, deltas = self.roi_heads.box_predictor(self.roi_heads.box_head(pooled))
         return logits.float(), deltas.float()
 
-    def sample(
-        self, proposals: list[Tensor], logits: Tensor, deltas: Tensor, targets: Targets
-    ) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-        """The part of an evaluation's outputs that the box losses are taken over, with labels and offsets to compare it to.
+    def sampled_box_losses(self, proposals: list[Tensor], logits: Tensor, deltas: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """The box losses of an evaluation, over a sample of its outputs.
 
-        Unlike in training the targets themselves are not among the proposals, since they were not put through the box head.
+        Unlike in training the targets themselves are not among the proposals, since they were not put through the box head; and an
+        image may have no proposal.
         """
+        some = [index for index, of_image in enumerate(proposals) if len(of_image)]
+        proposals, targets = [proposals[index] for index in some], [targets[index] for index in some]
+        if not some:
+            return {"class_loss": logits.new_zeros(()), "box_loss": logits.new_zeros(())}
         boxes, classes = [target["boxes"] for target in targets], [target["labels"] for target in targets]
         matches, labels = self.roi_heads.assign_targets_to_proposals(proposals, boxes, classes)
         chosen = self.roi_heads.subsample(labels)
         matched = [torch.cat([box, box.new_zeros(1, 4)])[match] for box, match in zip(boxes, matches, strict=True)]
         offsets = self.roi_heads.box_coder.encode(matched, proposals)
         counts = [len(of_image) for of_image in proposals]
-        logits = torch.cat([rows[index] for rows, index in zip(torch.split(logits, counts), chosen, strict=True)])
-        deltas = torch.cat([rows[index] for rows, index in zip(torch.split(deltas, counts), chosen, strict=True)])
-        labels = [rows[index] for rows, index in zip(labels, chosen, strict=True)]
-        return logits, deltas, labels, [rows[index] for rows, index in zip(offsets, chosen, strict=True)]
+
+        def sample(rows: Sequence[Tensor]) -> list[Tensor]:
+            return [of_image[index] for of_image, index in zip(rows, chosen, strict=True)]
+
+        logits, deltas = torch.cat(sample(torch.split(logits, counts))), torch.cat(sample(torch.split(deltas, counts)))
+        return self.box_losses(logits, deltas, sample(labels), sample(offsets))
 
     def box_losses(self, logits: Tensor, deltas: Tensor, labels: list[Tensor], offsets: list[Tensor]) -> dict[str, Tensor]:
         """Fast R-CNN, section 2.3."""

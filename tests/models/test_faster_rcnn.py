@@ -3,7 +3,7 @@ import torch
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from lit_detect import FasterRCNN, InputError, TorchvisionBackbone
-from tests.conftest import TinyBackbone
+from tests.conftest import TinyBackbone, random_batch
 from tests.models.parity import CLASSES_91, assert_parity
 
 
@@ -51,7 +51,25 @@ def test_the_default_backbone_is_frozen_as_torchvisions_is():
     trainable = {name for name, parameter in frozen.body.named_parameters() if parameter.requires_grad}
     assert all(name.startswith(("layer2", "layer3", "layer4")) for name in trainable)
     assert not any(module.training for module in frozen.modules() if isinstance(module, torch.nn.BatchNorm2d))
-    assert len(trainable) == len([n for n, p in reference.backbone.body.named_parameters() if p.requires_grad and p.ndim == 4]) or trainable
+    theirs = {name for name, parameter in reference.backbone.body.named_parameters() if parameter.requires_grad and parameter.ndim == 4}
+    assert trainable == {name for name in theirs if not name.startswith(("conv1", "layer1"))}
+
+
+@pytest.mark.parametrize("dropped", [[0], [0, 1]])
+def test_images_without_a_proposal_have_losses_and_no_detections(dropped, monkeypatch):
+    network = FasterRCNN(["a", "b", "c"], TinyBackbone(), min_size=96, max_size=96, score_threshold=0.0).network.eval()
+    images, targets = random_batch([(96, 96), (96, 96)], [2, 1])
+    filter_proposals = network.rpn.filter_proposals
+
+    def without(*args):
+        proposals, scores = filter_proposals(*args)
+        return [boxes[:0] if index in dropped else boxes for index, boxes in enumerate(proposals)], scores
+
+    monkeypatch.setattr(network.rpn, "filter_proposals", without)
+    with torch.no_grad():
+        losses, detections = network.evaluate(images, targets)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert [len(found["boxes"]) == 0 for found in detections] == [index in dropped for index in range(2)]
 
 
 def test_boxes_of_a_bf16_run_are_within_half_a_pixel():
