@@ -32,6 +32,7 @@ HARMLESS = (
     ".*module\\(s\\) in eval mode at the start of training",  # frozen stages and norms are meant to be
     "Total length of `list` across ranks is zero",  # no validation set was given
     "It is recommended to use `self.log",  # AP is computed from the images of all ranks, so it is the same on each
+    ".*`tensorboardX` has been removed",  # the table of metrics is a CSV file where TensorBoard is not installed
     ".*treespec, LeafSpec",  # Lightning's own use of torch
     "(?s).*instantiate_classes`` was deprecated",  # Lightning's own use of jsonargparse
 )

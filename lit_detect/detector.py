@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from lit_detect.errors import InputError
+from lit_detect.hyperparameters import class_path, plain
 from lit_detect.metrics import COCOMeanAveragePrecision
 from lit_detect.models.backbones import Backbone
 
@@ -259,45 +259,3 @@ def without_crowd(target: dict[str, Tensor]) -> dict[str, Tensor]:
         return target
     keep = target["iscrowd"] == 0
     return {name: value[keep] if value.ndim else value for name, value in target.items()}
-
-
-def class_path(cls: type) -> str:
-    """Where to import a class from."""
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def constructor_arguments(cls: type) -> list[str]:
-    """Names of a constructor's arguments, and of its parents' as far as they are handed on by ``**kwargs``."""
-    names: dict[str, None] = {}
-    for parent in cls.__mro__:
-        parameters = inspect.signature(parent).parameters.values() if "__init__" in vars(parent) else []
-        names |= {one.name: None for one in parameters if one.kind not in (one.VAR_KEYWORD, one.VAR_POSITIONAL)}
-        if parameters and not any(one.kind is one.VAR_KEYWORD for one in parameters):
-            break
-    return list(names)
-
-
-def plain(value: Any) -> Any:
-    """A constructor argument as plain data: modules become ``class_path`` and ``init_args``, tuples become lists.
-
-    Raises:
-        InputError: data that a checkpoint could not hold without code, or a module that does not know its arguments.
-    """
-    if isinstance(value, nn.Module):
-        names = constructor_arguments(type(value))
-        missing = [name for name in names if not hasattr(value, name)]
-        if missing:
-            raise InputError(
-                f"Expected {type(value).__name__} to keep its constructor arguments as attributes, so that a checkpoint can say how "
-                f"to build it, but it has no {', '.join(missing)}."
-            )
-        return {"class_path": class_path(type(value)), "init_args": {name: plain(getattr(value, name)) for name in names}}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, dict):
-        return {name: plain(item) for name, item in value.items()}
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise InputError(f"Expected numbers, text, lists and dicts as a detector's arguments, which a checkpoint can hold, but got {value!r}.")

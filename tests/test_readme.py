@@ -25,6 +25,15 @@ def test_files_that_the_readme_names_exist(path):
     assert (README.parent / path).exists()
 
 
+def test_the_tree_is_whole_and_its_line_counts_are_about_right():
+    package = README.parent / "lit_detect"
+    listed = {name: int(count) for name, count in re.findall(r"^  ([\w/]+\.py) +(\d+) ", TEXT, flags=re.M)}
+    files = {str(path.relative_to(package)) for path in package.rglob("*.py") if path.name != "__init__.py"}
+    assert set(listed) == files
+    for name, count in listed.items():
+        assert abs(len((package / name).read_text().splitlines()) - count) <= max(5, 0.1 * count), name
+
+
 def test_every_config_is_in_the_readme():
     for config in (README.parent / "configs").glob("*.yaml"):
         assert f"configs/{config.name}" in TEXT
