@@ -87,6 +87,7 @@ class DetectionPictures(Callback):
     def __init__(self, images: int = 12, score_threshold: float = 0.5) -> None:
         self.images, self.score_threshold = images, score_threshold
         self.pictures: list[Image.Image] = []
+        self.drawn = 0
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
@@ -105,6 +106,7 @@ class DetectionPictures(Callback):
         """Draw as many images of a batch as are still wanted."""
         for image, found in zip(batch[0], detections, strict=True):
             if len(self.pictures) < self.images:
+                self.drawn += int((found["scores"] >= self.score_threshold).sum())
                 self.pictures.append(draw_detections(image, found, module.classes, self.score_threshold))
 
     def save(self, trainer: Trainer) -> None:
@@ -113,8 +115,8 @@ class DetectionPictures(Callback):
         if self.pictures and trainer.is_global_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
             montage(self.pictures).save(path)
-            print(f"detections drawn: {path}")
-        self.pictures = []
+            print(f"detections drawn: {path} ({self.drawn} that score {self.score_threshold} or more on {len(self.pictures)} images)")
+        self.pictures, self.drawn = [], 0
 
 
 class PredictionWriter(Callback):

@@ -123,6 +123,9 @@ class COCODetection(DetectionDataset):
     def load(self, index: int) -> tuple[np.ndarray, Target]:
         return read_image(self.images / self.file_name(index)), self.targets[index]
 
+    def read_annotations(self) -> None:
+        len(self.targets)
+
     def num_boxes(self, index: int) -> int:
         return int((self.targets[index]["iscrowd"] == 0).sum())
 

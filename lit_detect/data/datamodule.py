@@ -113,6 +113,7 @@ class DetectionDataModule(LightningDataModule):
             raise InputError(f"Expected images in data.{name} but {dataset} has none.")
         if dataset.classes != self.classes:
             raise InputError(f"Expected data.{name} with the classes {self.classes} but {dataset} has {dataset.classes}.")
+        dataset.read_annotations()
         if name != "train":
             return Feed(dataset)
         indices = None if self.keep_empty else [index for index in range(len(dataset)) if dataset.num_boxes(index)]

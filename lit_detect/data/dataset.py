@@ -58,6 +58,9 @@ class DetectionDataset(ABC):
             ``image_id``; where the format has them ``iscrowd``, ``area`` and ``difficult``, ``(M,)`` each. M may be 0.
         """
 
+    def read_annotations(self) -> None:
+        """Read and check all annotations. Called once, so that faults show before a training starts and workers share the result."""
+
     def num_boxes(self, index: int) -> int:
         """Boxes to learn on an image. Readers that know without decoding the image override this."""
         return len(self.load(index)[1]["labels"])
@@ -107,6 +110,10 @@ class Concatenation(DetectionDataset):
         part, own = self.locate(index)
         image, target = part.load(own)
         return image, {**target, "image_id": index}
+
+    def read_annotations(self) -> None:
+        for part in self.parts:
+            part.read_annotations()
 
     def num_boxes(self, index: int) -> int:
         part, own = self.locate(index)

@@ -48,6 +48,14 @@ def test_classes_come_from_the_data(train, coco_files):
     coco.setup("fit")  # a VOC and a COCO set of the same classes go together
 
 
+def test_a_wrong_annotation_is_found_before_training_starts(train, voc_root):
+    path = voc_root / "Annotations" / "image3.xml"
+    path.write_text(path.read_text().replace("<xmin>14</xmin>", "<xmin>x</xmin>"))
+    for data in (DetectionDataModule(train=train), DetectionDataModule(train=[train])):
+        with pytest.raises(InputError, match=r"image3\.xml"):
+            data.setup("fit")
+
+
 def test_a_train_set_smaller_than_a_batch_still_trains(train):
     assert len(first_batch(DetectionDataModule(train=train, num_workers=0, batch_size=64))[1]) == 5
 
