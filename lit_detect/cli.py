@@ -134,10 +134,10 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.argv[1:] = arguments
         DetectionCLI()
     except Exception as error:
-        message = mendable(error)
-        if message is None:
+        sentence = mendable(error)
+        if sentence is None:
             raise
-        sys.exit(f"lit-detect: error: {message}")
+        sys.exit(f"lit-detect: error: {sentence}")
 
 
 def mendable(error: BaseException | None) -> str | None:
