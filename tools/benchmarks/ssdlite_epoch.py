@@ -29,6 +29,7 @@ from torchvision.tv_tensors import BoundingBoxes
 from lit_detect import DetectionDataModule, SSDLite, TorchvisionBackbone, VOCDetection
 
 BATCH = 8
+SCALES = [0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95]  # as in configs/ssdlite320_mobilenetv2_bccd.yaml
 
 
 class PlainDataset(Dataset[Any]):
@@ -48,6 +49,28 @@ class PlainDataset(Dataset[Any]):
         target = self.voc.targets[index]
         boxes = BoundingBoxes(torch.as_tensor(target["boxes"]), format="XYXY", canvas_size=image.size[::-1])
         return self.transforms(image, {"boxes": boxes, "labels": torch.as_tensor(target["labels"])})
+
+
+def plain_loader(voc: VOCDetection, workers: int) -> DataLoader[Any]:
+    """Shuffled batches of lists, as torchvision's detectors take them."""
+    dataset, persistent = PlainDataset(voc), workers > 0
+    arguments = {"shuffle": True, "drop_last": True, "num_workers": workers, "persistent_workers": persistent}
+    return DataLoader(dataset, BATCH, collate_fn=lambda samples: tuple(zip(*samples, strict=True)), **arguments)
+
+
+def networks(classes: list[str], weights: str | None = None) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Ours, and torchvision's SSD over a copy of the same extractor, layers and heads, in training."""
+    nodes = ["features.14.conv.0", "features.18"]
+    backbone = TorchvisionBackbone("mobilenet_v2", nodes, weights, frozen=["features.[0-6]"], frozen_norms=True)
+    backbone.load_weights()
+    ours = SSDLite(classes, backbone=backbone, scales=SCALES).network
+    trunk, head = copy.deepcopy(ours.backbone), copy.deepcopy(ours.head)
+    boxes = DefaultBoxGenerator([[2, 3]] * 6, scales=SCALES)
+    theirs = ReferenceSSD(
+        trunk, boxes, (320, 320), len(classes) + 1, head=head,
+        score_thresh=0.001, nms_thresh=0.55, detections_per_img=300, topk_candidates=300,
+    )  # fmt: skip
+    return ours.train(), theirs.train()
 
 
 def forever(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -79,20 +102,13 @@ def main() -> None:
     args = parser.parse_args()
 
     voc = VOCDetection(args.root, "trainval")
-    backbone = TorchvisionBackbone("mobilenet_v2", ["features.14.conv.0", "features.18"], frozen=["features.[0-6]"], frozen_norms=True)
-    ours = SSDLite(voc.classes, backbone=backbone).network.train()
-    trunk, head = copy.deepcopy(ours.backbone), copy.deepcopy(ours.head)
-    boxes = DefaultBoxGenerator([[2, 3]] * 6, min_ratio=0.2, max_ratio=0.95)
-    theirs = ReferenceSSD(trunk, boxes, (320, 320), len(voc.classes) + 1, head=head).train()
+    ours, theirs = networks(voc.classes)
     ours.to(memory_format=torch.channels_last)  # as Detector.setup does
 
     jitter = A.ColorJitter(brightness=(0.875, 1.125), contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=(-0.05, 0.05), p=0.5)
     data = DetectionDataModule(voc, transforms=[A.Resize(320, 320), jitter, A.HorizontalFlip()], batch_size=BATCH, num_workers=args.workers)
     data.setup("fit")
-    plain = DataLoader(
-        PlainDataset(voc), BATCH, shuffle=True, num_workers=args.workers, drop_last=True, persistent_workers=args.workers > 0,
-        collate_fn=lambda samples: tuple(zip(*samples, strict=True)),
-    )  # fmt: skip
+    plain = plain_loader(voc, args.workers)
 
     def sgd(network: torch.nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-4, momentum=0.9, weight_decay=5e-4)
