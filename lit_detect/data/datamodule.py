@@ -153,7 +153,7 @@ class DetectionDataModule(LightningDataModule):
 def collate(samples: Sequence[tuple[Tensor, dict[str, Tensor]] | None]) -> tuple[Tensor | list[Tensor], list[dict[str, Tensor]]]:
     """A batch from samples: images as one tensor ``(N, 3, H, W)`` if all have one size, else as a list; targets as a list.
 
-    Feed that could not be read (None) are left out.
+    Images that could not be read (None) are left out.
     """
     read = [sample for sample in samples if sample is not None]
     images, targets = [image for image, _ in read], [target for _, target in read]

@@ -175,7 +175,7 @@ class Feed(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             self.augment.set_random_seed(int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0]))
             augmented = self.augment(image=image, bboxes=fields["boxes"], kept=np.arange(len(fields["boxes"])))
             image = augmented["image"]
-            check_image(image, self.dataset.file_name(index))
+            self._check_image(image, index)
             fields = take(fields, np.asarray(augmented["kept"], dtype=np.int64))
             fields["boxes"] = np.asarray(augmented["bboxes"], dtype=np.float32).reshape(-1, 4)
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -183,8 +183,7 @@ class Feed(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
     def _checked(self, image: np.ndarray, target: Target, index: int) -> dict[str, np.ndarray]:
         """The target as arrays, its boxes clipped to the image; what a network could not learn from is refused."""
-        file_name = self.dataset.file_name(index)
-        check_image(image, file_name)
+        self._check_image(image, index)
         height, width = image.shape[:2]
         fields = {"image_id": np.asarray(index), **{name: np.asarray(value) for name, value in target.items()}}
         boxes, labels = fields["boxes"].reshape(-1, 4), fields["labels"].astype(np.int64)
@@ -192,20 +191,20 @@ class Feed(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         wrong = np.isnan(clipped).any(axis=1) | (labels < 1) | (labels > len(self.dataset.classes))
         if wrong.any():
             raise InputError(
-                f"Expected boxes inside the {width} x {height} pixels of {file_name}, and labels 1 to {len(self.dataset.classes)}, "
-                f"but got {boxes[wrong][0].tolist()} with label {labels[wrong][0]} in {self.dataset}."
+                f"Expected boxes inside the {width} x {height} pixels of {self.dataset.file_name(index)}, "
+                f"and labels 1 to {len(self.dataset.classes)}, but got "
+                f"{boxes[wrong][0].tolist()} with label {labels[wrong][0]} in {self.dataset}."
             )
         types = {name: fields[name].astype(dtype) for name, dtype in FIELDS.items() if name in fields}
         return {**fields, **types, "boxes": clipped, "labels": labels}
 
-
-def check_image(image: np.ndarray, file_name: str) -> None:
-    """Refuse what the network would take for something else."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(
-            f"Expected {file_name} as uint8 RGB (H, W, 3), which the network itself normalises, but got {image.dtype} {image.shape}; "
-            "is there a transform that normalises or makes a tensor?"
-        )
+    def _check_image(self, image: np.ndarray, index: int) -> None:
+        """Refuse what the network would take for something else."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(
+                f"Expected {self.dataset.file_name(index)} as uint8 RGB (H, W, 3), which the network itself normalises, "
+                f"but got {image.dtype} {image.shape}; is there a transform that normalises or makes a tensor?"
+            )
 
 
 def take(fields: dict[str, np.ndarray], kept: np.ndarray) -> dict[str, np.ndarray]:
