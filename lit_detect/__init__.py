@@ -1,5 +1,6 @@
 """Train, evaluate and compare object detectors: SSD and Faster R-CNN and their relatives, on Lightning."""
 
+from lit_detect.boxes import Anchors
 from lit_detect.callbacks import DetectionPictures, PredictionWriter, ResultsTable
 from lit_detect.data import (
     COCODetection,
@@ -14,7 +15,7 @@ from lit_detect.data import (
 from lit_detect.detections import PostProcess
 from lit_detect.detector import Detector, OneCycle
 from lit_detect.errors import InputError
-from lit_detect.losses import Criterion, HardNegativeMining
+from lit_detect.losses import BoxLoss, Criterion, FocalLoss, HardNegativeMining, IoULoss, SmoothL1
 from lit_detect.metrics import COCOMeanAveragePrecision
 from lit_detect.models.backbones import VGG16, Backbone, TorchvisionBackbone
 from lit_detect.models.faster_rcnn import FasterRCNN
@@ -26,7 +27,9 @@ __version__ = "0.1.0"
 __all__ = [
     "SSD",
     "VGG16",
+    "Anchors",
     "Backbone",
+    "BoxLoss",
     "COCODetection",
     "COCOMeanAveragePrecision",
     "Concatenation",
@@ -38,14 +41,17 @@ __all__ = [
     "DigitsCOCO",
     "DigitsVOC",
     "FasterRCNN",
+    "FocalLoss",
     "HardNegativeMining",
     "ImageFolder",
     "InputError",
+    "IoULoss",
     "OneCycle",
     "PostProcess",
     "PredictionWriter",
     "ResultsTable",
     "SSDLite",
+    "SmoothL1",
     "TorchvisionBackbone",
     "VOCDetection",
     "__version__",

@@ -1,13 +1,16 @@
 """Box arithmetic and matching. Boxes are float32 ``(x1, y1, x2, y2)`` in pixels, x to the right and y down."""
 
+from __future__ import annotations
+
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-__all__ = ["assign", "decode", "encode", "match", "scale_boxes"]
+__all__ = ["Anchors", "assign", "decode", "encode", "match", "match_or_ignore", "scale_boxes"]
 
 # SSD, section 2.2: the "variances" .1 .1 .2 .2 of the reference implementation are these weights' inverses.
 SSD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -50,27 +53,57 @@ def decode(deltas: Tensor, anchors: Tensor, weights: Sequence[float] = SSD_WEIGH
     return torch.cat([centres - half, centres + half], dim=-1)
 
 
-def match(anchors: Tensor, boxes: Tensor, threshold: float) -> Tensor:
+@dataclass(frozen=True)
+class Anchors:
+    """Boxes that a detector starts from (anchors, default boxes, proposals), and how offsets turn them into others.
+
+    A detector with another parametrisation has a subclass with its own `encode` and `decode`.
+
+    Attributes:
+        boxes: ``(A, 4)`` in pixels, of positive width and height.
+        weights: factors of the offsets (dx, dy, dw, dh).
+        per_map: how many anchors each feature map has, where they come from several; their sum is A.
+    """
+
+    boxes: Tensor
+    weights: tuple[float, float, float, float] = SSD_WEIGHTS
+    per_map: Sequence[int] = ()
+
+    def encode(self, boxes: Tensor) -> Tensor:
+        """Offsets ``(..., A, 4)`` of boxes ``(..., A, 4)``."""
+        return encode(boxes, self.boxes, self.weights)
+
+    def decode(self, deltas: Tensor) -> Tensor:
+        """Boxes ``(..., A, 4)`` from offsets ``(..., A, 4)``."""
+        return decode(deltas, self.boxes, self.weights)
+
+    def __getitem__(self, index: Tensor) -> Anchors:
+        """Some of the anchors."""
+        return replace(self, boxes=self.boxes[index], per_map=())
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+def match(anchors: Anchors, boxes: Tensor, threshold: float) -> Tensor:
     """Match anchors to target boxes by overlap: SSD section 2.2, "matching strategy".
 
     An anchor takes the box with which it overlaps most, if that is at least `threshold`; and each box takes its best anchor,
     whatever the overlap. Of two boxes with the same best anchor the later one takes it.
 
     Args:
-        anchors: ``(A, 4)`` in pixels.
-        boxes: ``(M, 4)`` in pixels; M may be 0.
+        anchors: A of them.
+        boxes: ``(M, 4)`` in pixels, M at least 1.
         threshold: least intersection over union, 0..1.
 
     Returns:
         ``(A,)`` int64: each anchor's box, or -1 for background.
 
-    >>> anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 9, 10], [50, 50, 60, 60], [80, 80, 90, 90]])
+    >>> anchors = Anchors(torch.tensor([[0.0, 0, 10, 10], [0, 0, 9, 10], [50, 50, 60, 60], [80, 80, 90, 90]]))
     >>> match(anchors, torch.tensor([[0.0, 0, 10, 10], [52, 52, 70, 70]]), 0.5).tolist()
     [0, 0, 1, -1]
     """
-    if len(boxes) == 0:
-        return torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.device)
-    overlaps = box_iou(boxes, anchors)  # (M, A)
+    overlaps = box_iou(boxes, anchors.boxes)  # (M, A)
     best_overlap, best_box = overlaps.max(dim=0)
     matches = torch.where(best_overlap >= threshold, best_box, -1)
     best_anchor = overlaps.argmax(dim=1)
@@ -80,24 +113,55 @@ def match(anchors: Tensor, boxes: Tensor, threshold: float) -> Tensor:
     return torch.where(forced >= 0, forced, matches)
 
 
-def assign(anchors: Tensor, targets: Sequence[dict[str, Tensor]], threshold: float) -> tuple[Tensor, Tensor]:
+def match_or_ignore(anchors: Anchors, boxes: Tensor, threshold: float, background: float) -> Tensor:
+    """Match anchors to target boxes by overlap, leaving out the undecided: RetinaNet, section 4, "Anchors".
+
+    As in Faster R-CNN, section 3.1.2, the anchors with the highest overlap with a box count as matched whatever it is, each to the box
+    that *it* overlaps most.
+
+    Args:
+        anchors: A of them.
+        boxes: ``(M, 4)`` in pixels, M at least 1.
+        threshold: least intersection over union of a match, 0..1.
+        background: anchors that overlap no box this much are background, 0..1.
+
+    Returns:
+        ``(A,)`` int64: each anchor's box, -1 for background, or -2 for those that are neither.
+
+    >>> anchors = Anchors(torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4.5], [0, 0, 10, 2], [50, 50, 60, 60]]))
+    >>> match_or_ignore(anchors, torch.tensor([[0.0, 0, 10, 10], [52, 52, 70, 70]]), 0.5, 0.4).tolist()
+    [0, -2, -1, 1]
+    """
+    overlaps = box_iou(boxes, anchors.boxes)  # (M, A)
+    best_overlap, best_box = overlaps.max(dim=0)
+    matches = torch.where(best_overlap >= threshold, best_box, -1)
+    matches = matches.masked_fill((best_overlap < threshold) & (best_overlap >= background), -2)
+    best_for_a_box = (overlaps == overlaps.max(dim=1, keepdim=True).values).any(dim=0)
+    return torch.where(best_for_a_box, best_box, matches)
+
+
+def assign(anchors: Anchors, targets: Sequence[dict[str, Tensor]], matcher: Callable[[Anchors, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """What each anchor of each image is to learn.
 
     Args:
-        anchors: ``(A, 4)`` in pixels of the network's input.
-        targets: one a image, with ``boxes`` ``(M, 4)`` in the same pixels and ``labels`` ``(M,)``.
-        threshold: see `match`.
+        anchors: A of them, in pixels of the network's input.
+        targets: one for each image, with ``boxes`` ``(M, 4)`` in the same pixels and ``labels`` ``(M,)``; M may be 0.
+        matcher: from anchors and boxes to each anchor's box: see `match` and `match_or_ignore`.
 
     Returns:
-        labels ``(N, A)`` int64, 0 for background, and boxes ``(N, A, 4)``, which are the anchors themselves where the label is 0.
+        labels ``(N, A)`` int64, 0 for background and -1 for what is to be left out of the loss; and boxes ``(N, A, 4)``, which are the
+        anchors themselves where the label is not positive.
     """
     labels, boxes = [], []
     for target in targets:
-        matches = match(anchors, target["boxes"], threshold)
-        # one row more than there are boxes, so that -1 (background) picks label 0
-        labels.append(torch.cat([target["labels"], target["labels"].new_zeros(1)])[matches])
-        matched = torch.cat([target["boxes"].to(anchors), anchors.new_zeros(1, 4)])[matches]
-        boxes.append(torch.where(matches[:, None] >= 0, matched, anchors))
+        if len(target["boxes"]):
+            matches = matcher(anchors, target["boxes"].to(anchors.boxes))
+        else:
+            matches = torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.boxes.device)
+        # two rows more than there are boxes, so that -1 (background) picks label 0, and -2 (left out) label -1
+        labels.append(torch.cat([target["labels"], target["labels"].new_tensor([-1, 0])])[matches])
+        matched = torch.cat([target["boxes"].to(anchors.boxes), anchors.boxes.new_zeros(2, 4)])[matches]
+        boxes.append(torch.where(matches[:, None] >= 0, matched, anchors.boxes))
     return torch.stack(labels), torch.stack(boxes)
 
 

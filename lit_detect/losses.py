@@ -1,36 +1,99 @@
-"""Criteria: what a dense detector's raw outputs cost, and what its logits mean as scores."""
+"""Criteria: what a detector's raw outputs cost, and what its logits mean as scores."""
 
+from __future__ import annotations
+
+import math
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss, sigmoid_focal_loss
 
-from lit_detect.boxes import encode
+from lit_detect.boxes import Anchors
 
-__all__ = ["Criterion", "HardNegativeMining"]
+__all__ = ["BoxLoss", "Criterion", "FocalLoss", "HardNegativeMining", "IoULoss", "SmoothL1"]
+
+
+class BoxLoss(nn.Module, ABC):
+    """What it costs that a matched anchor's offsets do not lead to its box."""
+
+    @abstractmethod
+    def forward(self, deltas: Tensor, anchors: Anchors, boxes: Tensor) -> Tensor:
+        """The loss of each match, ``(P,)``.
+
+        Args:
+            deltas: ``(P, 4)``, as the anchors encode boxes.
+            anchors: P of them.
+            boxes: ``(P, 4)``, what they are to become, in pixels.
+        """
+
+
+class SmoothL1(BoxLoss):
+    """Smooth L1 between offsets, summed over the four: Fast R-CNN, section 2.3.
+
+    Args:
+        beta: below this difference the loss is quadratic; with 0 it is L1.
+    """
+
+    def __init__(self, beta: float = 1.0) -> None:
+        super().__init__()
+        self.beta = beta
+
+    def forward(self, deltas: Tensor, anchors: Anchors, boxes: Tensor) -> Tensor:
+        return F.smooth_l1_loss(deltas, anchors.encode(boxes), beta=self.beta, reduction="none").sum(dim=-1)
+
+
+class IoULoss(BoxLoss):
+    """One minus the overlap of the boxes themselves, by torchvision.
+
+    Args:
+        kind: ``giou`` (Rezatofighi et al. 2019), ``diou`` or ``ciou`` (Zheng et al. 2020, sections 3.2 and 3.3).
+        weight: factor of the loss.
+    """
+
+    def __init__(self, kind: Literal["giou", "diou", "ciou"] = "giou", weight: float = 1.0) -> None:
+        super().__init__()
+        self.kind, self.weight = kind, weight
+
+    def forward(self, deltas: Tensor, anchors: Anchors, boxes: Tensor) -> Tensor:
+        kinds = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
+        loss: Tensor = self.weight * kinds[self.kind](anchors.decode(deltas), boxes)
+        return loss
 
 
 class Criterion(nn.Module, ABC):
     """The loss of a dense detector, and the scores that go with it.
 
     Subclass it, keep each constructor argument in an attribute of the same name, and give the class by `class_path`.
+
+    Args:
+        box_loss: of the matched anchors; by default smooth L1.
     """
 
-    def num_logits(self, num_classes: int) -> int:
-        """Logits an anchor needs for `num_classes` classes: one more here, for background."""
-        return num_classes + 1
+    def __init__(self, box_loss: BoxLoss | None = None) -> None:
+        super().__init__()
+        self.box_loss = box_loss or SmoothL1()
+
+    def logit_names(self, classes: list[str]) -> list[str]:
+        """What each of an anchor's logits stands for: here background, and the classes in their order."""
+        return ["__background__", *classes]
+
+    def initial_logit(self) -> float:
+        """What the bias of the logits starts from."""
+        return 0.0
 
     @abstractmethod
-    def forward(self, logits: Tensor, deltas: Tensor, anchors: Tensor, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+    def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         """Named losses, each a finite scalar; training minimises their sum.
 
         Args:
-            logits: ``(N, A, K)``, K from `num_logits`.
-            deltas: ``(N, A, 4)``, the offsets of `lit_detect.boxes.encode`.
-            anchors: ``(A, 4)`` in pixels.
-            labels: ``(N, A)`` int64, 0 for background.
-            boxes: ``(N, A, 4)`` in pixels; the anchors themselves where the label is 0.
+            logits: ``(N, A, K)``, one for each of `logit_names`.
+            deltas: ``(N, A, 4)``, as the anchors encode boxes.
+            anchors: A of them, in pixels.
+            labels: ``(N, A)`` int64, 0 for background, -1 for what is to be left out.
+            boxes: ``(N, A, 4)`` in pixels; the anchors themselves where the label is not positive.
         """
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -41,31 +104,74 @@ class Criterion(nn.Module, ABC):
 class HardNegativeMining(Criterion):
     """The MultiBox loss: SSD, section 2.2, "Training objective" and "Hard negative mining".
 
-    Cross-entropy over the positives and over the negatives that cost most, plus smooth L1 over the positives' offsets, both
-    divided by the number of positives in the batch.
+    Cross-entropy over the positives and over the negatives that cost most, plus the box loss of the positives, both divided by the
+    number of positives in the batch.
 
     Args:
         ratio: negatives for each positive of an image.
         min_negatives: take at least so many negatives of each image. The paper takes 0, so an image without objects teaches
             nothing; set it to learn from such images.
+        box_loss: by default smooth L1.
     """
 
-    def __init__(self, ratio: float = 3.0, min_negatives: int = 0) -> None:
-        super().__init__()
+    def __init__(self, ratio: float = 3.0, min_negatives: int = 0, box_loss: BoxLoss | None = None) -> None:
+        super().__init__(box_loss)
         self.ratio = ratio
         self.min_negatives = min_negatives
 
-    def forward(self, logits: Tensor, deltas: Tensor, anchors: Tensor, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+    def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         positive = labels > 0  # (N, A)
-        class_loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-        box_loss = F.smooth_l1_loss(deltas, encode(boxes, anchors), reduction="none").sum(dim=-1)
-        chosen = positive | self.hardest(class_loss.detach(), positive)
+        class_loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="none").view_as(labels)
+        chosen = positive | self.hardest(class_loss.detach(), labels)
+        box_loss = self.box_loss(deltas[positive], anchors[positive.nonzero()[:, 1]], boxes[positive])
         count = positive.sum().clamp(min=1)
-        return {"class_loss": (class_loss * chosen).sum() / count, "box_loss": (box_loss * positive).sum() / count}
+        return {"class_loss": (class_loss * chosen).sum() / count, "box_loss": box_loss.sum() / count}
 
-    def hardest(self, loss: Tensor, positive: Tensor) -> Tensor:
+    def hardest(self, loss: Tensor, labels: Tensor) -> Tensor:
         """The negatives with the largest loss of each image, as a mask ``(N, A)``."""
-        wanted = (self.ratio * positive.sum(dim=1, keepdim=True)).clamp(min=self.min_negatives)
-        order = loss.masked_fill(positive, -torch.inf).argsort(dim=1, descending=True)
+        wanted = (self.ratio * (labels > 0).sum(dim=1, keepdim=True)).clamp(min=self.min_negatives)
+        order = loss.masked_fill(labels != 0, -torch.inf).argsort(dim=1, descending=True)
         rank = torch.empty_like(order).scatter_(1, order, torch.arange(loss.shape[1], device=loss.device).expand_as(order))
-        return (rank < wanted) & ~positive
+        return (rank < wanted) & (labels == 0)
+
+
+class FocalLoss(Criterion):
+    """Focal loss: a sigmoid for each class, and easy anchors weighted down instead of left out (RetinaNet, section 3).
+
+    Both losses of an image are divided by the number of its positives, and averaged over the images (section 4, "Training").
+
+    Args:
+        alpha: weight of the positives, 0..1; the negatives weigh one minus this.
+        gamma: how fast the weight falls with the score; with 0 it does not.
+        prior: score that every anchor starts with, 0..1 (section 3.3).
+        box_loss: by default smooth L1.
+    """
+
+    def __init__(self, alpha: float = 0.25, gamma: float = 2.0, prior: float = 0.01, box_loss: BoxLoss | None = None) -> None:
+        super().__init__(box_loss)
+        self.alpha, self.gamma, self.prior = alpha, gamma, prior
+
+    def logit_names(self, classes: list[str]) -> list[str]:
+        """One for each class; there is none for background."""
+        return list(classes)
+
+    def initial_logit(self) -> float:
+        return -math.log((1 - self.prior) / self.prior)
+
+    def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+        positive = labels > 0  # (N, A)
+        counts = positive.sum(dim=1).clamp(min=1)  # (N,)
+        class_loss = self.class_loss(logits, labels).sum(dim=1)
+        image, anchor = positive.nonzero(as_tuple=True)
+        box_loss = self.box_loss(deltas[positive], anchors[anchor], boxes[positive])
+        return {"class_loss": (class_loss / counts).mean(), "box_loss": (box_loss / counts[image]).sum() / len(counts)}
+
+    def class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The classification loss of each anchor, ``(N, A)``; equations 4 and 5."""
+        one_hot = F.one_hot(labels.clamp(min=0), logits.shape[-1] + 1)[..., 1:].to(logits)
+        loss: Tensor = sigmoid_focal_loss(logits, one_hot, self.alpha, self.gamma, reduction="none").sum(dim=-1)
+        return loss * (labels >= 0)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Scores ``(N, A, C)`` of the classes 1..C, 0..1: a sigmoid each, so that they need not sum to one."""
+        return logits.sigmoid()

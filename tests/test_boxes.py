@@ -1,11 +1,13 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torchvision.models.detection._utils import BoxCoder, SSDMatcher
+from torchvision.models.detection._utils import BoxCoder, Matcher, SSDMatcher
 from torchvision.ops import box_iou
 
-from lit_detect.boxes import assign, decode, encode, match, scale_boxes
+from lit_detect.boxes import Anchors, assign, decode, encode, match, match_or_ignore, scale_boxes
 
 
 def random_boxes(count: int, generator: torch.Generator, largest: float = 100.0) -> torch.Tensor:
@@ -33,22 +35,34 @@ def test_decode_does_not_overflow():
 def test_match_agrees_with_torchvision(seed, count):
     generator = torch.Generator().manual_seed(seed)
     anchors, boxes = random_boxes(200, generator), random_boxes(count, generator)
-    assert match(anchors, boxes, 0.5).tolist() == SSDMatcher(0.5)(box_iou(boxes, anchors)).tolist()
+    assert match(Anchors(anchors), boxes, 0.5).tolist() == SSDMatcher(0.5)(box_iou(boxes, anchors)).tolist()
+    # every third anchor is one of the boxes, so that there are ties
+    anchors[::3] = boxes[torch.arange(len(anchors[::3])) % count]
+    expected = Matcher(0.5, 0.4, allow_low_quality_matches=True)(box_iou(boxes, anchors))
+    assert match_or_ignore(Anchors(anchors), boxes, 0.5, 0.4).tolist() == expected.tolist()
 
 
 def test_each_box_takes_its_best_anchor_whatever_the_overlap():
     anchors = torch.tensor([[0.0, 0, 10, 10], [30, 30, 40, 40]])
-    assert match(anchors, torch.tensor([[8.0, 8, 20, 20]]), 0.5).tolist() == [0, -1]
+    assert match(Anchors(anchors), torch.tensor([[8.0, 8, 20, 20]]), 0.5).tolist() == [0, -1]
 
 
 def test_assign_gives_background_its_own_anchor_as_box():
     anchors = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]])
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     one = {"boxes": torch.tensor([[0.0, 0, 10, 9]]), "labels": torch.tensor([3])}
-    labels, boxes = assign(anchors, [empty, one], 0.5)
+    labels, boxes = assign(Anchors(anchors), [empty, one], partial(match, threshold=0.5))
     assert labels.tolist() == [[0, 0], [3, 0]]
     assert torch.equal(boxes[0], anchors)
     assert boxes[1].tolist() == [[0, 0, 10, 9], [50, 50, 60, 60]]
+
+
+def test_assign_leaves_the_undecided_out():
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4.5], [50, 50, 60, 60]])
+    one = {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "labels": torch.tensor([3])}
+    labels, boxes = assign(Anchors(anchors), [one], partial(match_or_ignore, threshold=0.5, background=0.4))
+    assert labels.tolist() == [[3, -1, 0]]
+    assert torch.equal(boxes[0], anchors)
 
 
 @pytest.mark.parametrize("size", [(100, 200), (37, 91)])

@@ -2,9 +2,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from lit_detect import PostProcess
+from lit_detect.boxes import Anchors
 
 
 def class_by_class(scores, boxes, size, settings):
@@ -32,7 +34,7 @@ def test_same_detections_in_the_same_order_as_class_by_class(seed, classes, thre
     corner = torch.rand(60, 2, generator=generator) * 80
     boxes = torch.cat([corner, corner + torch.rand(60, 2, generator=generator) * 60], dim=1)
     scores = torch.rand(60, classes, generator=generator)
-    post_process = PostProcess(threshold, 0.45, 20, candidates)
+    post_process = PostProcess(threshold, 0.45, 20, candidates_per_class=candidates)
     found = post_process(scores, boxes, (100, 90))
     expected = class_by_class(scores, boxes, (100, 90), post_process)
     for name, value in zip(("boxes", "scores", "labels"), expected, strict=True):
@@ -50,3 +52,23 @@ def test_half_precision_comes_out_as_float32(dtype):
 def test_nothing_above_the_threshold():
     found = PostProcess(score_threshold=0.5)(torch.full((3, 2), 0.1), torch.rand(3, 4), (20, 20))
     assert {name: tuple(value.shape) for name, value in found.items()} == {"boxes": (0, 4), "labels": (0,), "scores": (0,)}
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.6, 1.0])
+def test_a_box_for_each_class_as_torchvisions_box_head_has(threshold):
+    heads = RoIHeads(None, None, None, 0.5, 0.5, 64, 0.25, None, threshold, 0.5, 15)
+    corner = torch.rand(40, 2) * 80
+    proposals = torch.cat([corner, corner + 1 + torch.rand(40, 2) * 60], dim=1)
+    logits, deltas = torch.randn(40, 4) * 2, torch.randn(40, 4, 4)
+    (boxes,), (scores,), (labels,) = heads.postprocess_detections(logits, deltas.flatten(1), [proposals], [(100, 90)])
+    decoded = Anchors(proposals[:, None]).decode(deltas[:, 1:])
+    found = PostProcess(threshold, 0.5, 15, min_size=0.01)(logits.softmax(-1)[:, 1:], decoded, (100, 90))
+    assert torch.equal(found["labels"], labels)
+    torch.testing.assert_close(found["scores"], scores)
+    torch.testing.assert_close(found["boxes"], boxes)
+
+
+def test_boxes_that_clipping_makes_too_small_are_left_out():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [95, 95, 120, 120], [99.5, 0, 120, 50]])
+    found = PostProcess(min_size=1.0)(torch.tensor([[0.5], [0.6], [0.7]]), boxes, (100, 100))
+    assert found["boxes"].tolist() == [[95, 95, 100, 100], [0, 0, 10, 10]]

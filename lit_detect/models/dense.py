@@ -1,16 +1,19 @@
 """What one-stage detectors share: features, heads, one anchor set, a criterion and post-processing."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from lit_detect.boxes import assign, decode
+from lit_detect.boxes import Anchors, assign
 from lit_detect.detections import PostProcess
 from lit_detect.losses import Criterion
-from lit_detect.models.inputs import FixedSize, Inputs, Targets
+from lit_detect.models.inputs import FixedSize, Inputs, ShortestSide, Targets
 
-__all__ = ["DenseNetwork"]
+__all__ = ["DenseNetwork", "FixedAnchors", "MapAnchors", "class_layers"]
 
 
 class DenseNetwork(nn.Module):
@@ -22,57 +25,117 @@ class DenseNetwork(nn.Module):
         inputs: resizes and normalises.
         backbone: normalised images to feature maps by name.
         head: list of maps to ``{"cls_logits": (N, A, K), "bbox_regression": (N, A, 4)}``, torchvision's names.
-        anchors: ``(A, 4)`` in pixels of the network's input.
+        anchors: normalised images and list of maps to `Anchors`.
+        matcher: anchors and an image's boxes to each anchor's box: see `lit_detect.boxes.match`.
         criterion: the loss, and the scores that go with it.
         post_process: picks the detections.
-        match_threshold: least IoU of a positive anchor.
     """
-
-    anchors: Tensor
 
     def __init__(
         self,
-        inputs: FixedSize,
+        inputs: FixedSize | ShortestSide,
         backbone: nn.Module,
         head: nn.Module,
-        anchors: Tensor,
+        anchors: nn.Module,
+        matcher: Callable[[Anchors, Tensor], Tensor],
         criterion: Criterion,
         post_process: PostProcess,
-        match_threshold: float = 0.5,
     ) -> None:
         super().__init__()
-        self.inputs, self.backbone, self.head, self.criterion = inputs, backbone, head, criterion
-        self.post_process, self.match_threshold = post_process, match_threshold
-        self.register_buffer("anchors", anchors, persistent=False)
+        self.inputs, self.backbone, self.head, self.anchors = inputs, backbone, head, anchors
+        self.matcher, self.criterion, self.post_process = matcher, criterion, post_process
+        for layer in class_layers(head).values():
+            nn.init.constant_(layer.bias, criterion.initial_logit())  # type: ignore[arg-type]
 
     def forward(self, images: Tensor | Sequence[Tensor], targets: Targets | None = None) -> dict[str, Tensor] | Targets:
         inputs = self.inputs(images)
-        logits, deltas = self.predict(inputs.images)
-        if self.training:
-            return self.losses(inputs, logits, deltas, targets)
-        return self.detections(inputs, logits, deltas)
+        outputs = self.predict(inputs.images)
+        return self.losses(inputs, *outputs, targets) if self.training else self.detections(inputs, *outputs)
 
     def evaluate(self, images: Tensor | Sequence[Tensor], targets: Targets) -> tuple[dict[str, Tensor], Targets]:
         """Losses and detections of one pass, in eval."""
         inputs = self.inputs(images)
-        logits, deltas = self.predict(inputs.images)
-        return self.losses(inputs, logits, deltas, targets), self.detections(inputs, logits, deltas)
+        outputs = self.predict(inputs.images)
+        return self.losses(inputs, *outputs, targets), self.detections(inputs, *outputs)
 
-    def predict(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Raw outputs for normalised images: logits ``(N, A, K)`` and offsets ``(N, A, 4)``, float32 whatever the run's precision."""
-        outputs = self.head(list(self.backbone(images).values()))
-        return outputs["cls_logits"].float(), outputs["bbox_regression"].float()
+    def predict(self, images: Tensor) -> tuple[Tensor, Tensor, Anchors]:
+        """Raw outputs for normalised images: logits ``(N, A, K)``, offsets ``(N, A, 4)``, and the A anchors.
 
-    def losses(self, inputs: Inputs, logits: Tensor, deltas: Tensor, targets: Targets | None) -> dict[str, Tensor]:
+        They are float32 whatever the run's precision.
+        """
+        maps = list(self.backbone(images).values())
+        outputs = self.head(maps)
+        return outputs["cls_logits"].float(), outputs["bbox_regression"].float(), self.anchors(images, maps)
+
+    def losses(self, inputs: Inputs, logits: Tensor, deltas: Tensor, anchors: Anchors, targets: Targets | None) -> dict[str, Tensor]:
         """Named losses of a batch."""
         with torch.autocast(logits.device.type, enabled=False):
-            labels, boxes = assign(self.anchors, inputs.scale_targets(targets), self.match_threshold)
-            losses: dict[str, Tensor] = self.criterion(logits, deltas, self.anchors, labels, boxes)
+            labels, boxes = assign(anchors, inputs.scale_targets(targets), self.matcher)
+            losses: dict[str, Tensor] = self.criterion(logits, deltas, anchors, labels, boxes)
         return losses
 
-    def detections(self, inputs: Inputs, logits: Tensor, deltas: Tensor) -> Targets:
+    def detections(self, inputs: Inputs, logits: Tensor, deltas: Tensor, anchors: Anchors) -> Targets:
         """Detections of a batch, in pixels of the images as they were given."""
         with torch.autocast(logits.device.type, enabled=False):
-            scores, boxes = self.criterion.scores(logits), decode(deltas, self.anchors)
-            found = [self.post_process(*one) for one in zip(scores, boxes, inputs.sizes, strict=True)]
+            scores, boxes = self.criterion.scores(logits), anchors.decode(deltas)
+            images = zip(scores, boxes, inputs.sizes, strict=True)
+            found = [self.post_process(*image, anchors.per_map) for image in images]
         return inputs.restore(found)
+
+    def class_layers(self) -> dict[str, int]:
+        """Names of the layers whose outputs stand for classes, and how many outputs of one class lie together: one each."""
+        return dict.fromkeys((f"head.{name}" for name in class_layers(self.head)), 1)
+
+
+def class_layers(head: nn.Module) -> dict[str, nn.Conv2d]:
+    """The convolutions of a head, in torchvision's layout, that give the logits: one for each map, or one for all."""
+    scoring = head.get_submodule("classification_head")
+    last = getattr(scoring, "module_list", None) or [scoring.cls_logits]  # of SSD, and of RetinaNet and FCOS
+    chosen = [[layer for layer in of_map.modules() if isinstance(layer, nn.Conv2d)][-1] for of_map in last]
+    return {name: layer for name, layer in head.named_modules() if any(layer is one for one in chosen)}  # type: ignore[misc]
+
+
+class FixedAnchors(nn.Module):
+    """The same anchors for every input: those of a detector with one input size.
+
+    Args:
+        boxes: ``(A, 4)`` in pixels.
+    """
+
+    boxes: Tensor
+
+    def __init__(self, boxes: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("boxes", boxes, persistent=False)
+
+    def forward(self, images: Tensor, maps: Sequence[Tensor]) -> Anchors:
+        return Anchors(self.boxes)
+
+
+class MapAnchors(nn.Module):
+    """Anchors at every cell of every map, by torchvision's generator: Faster R-CNN, section 3.1.1.
+
+    Args:
+        sizes: sides of the anchors in pixels, a list for each map.
+        aspect_ratios: height over width.
+        kind: what is made of them, `Anchors` or a subclass.
+        weights: see `Anchors`.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[Sequence[int]],
+        aspect_ratios: Sequence[float],
+        kind: type[Anchors] = Anchors,
+        weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.generator = AnchorGenerator(tuple(map(tuple, sizes)), (tuple(aspect_ratios),) * len(sizes))
+        self.kind, self.weights = kind, weights
+
+    def forward(self, images: Tensor, maps: Sequence[Tensor]) -> Anchors:
+        grids = [(feature.shape[-2], feature.shape[-1]) for feature in maps]
+        strides = [(images.shape[-2] // height, images.shape[-1] // width) for height, width in grids]
+        self.generator.set_cell_anchors(torch.float32, images.device)
+        boxes = self.generator.grid_anchors(grids, strides)
+        return self.kind(torch.cat(boxes), self.weights, [len(of_map) for of_map in boxes])

@@ -13,12 +13,13 @@ from torchvision.models.detection.ssd import SSDHead
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops import Conv2dNormActivation
 
+from lit_detect.boxes import match
 from lit_detect.detections import PostProcess
 from lit_detect.detector import Detector
 from lit_detect.errors import InputError
 from lit_detect.losses import Criterion, HardNegativeMining
 from lit_detect.models.backbones import VGG16, Backbone, TorchvisionBackbone
-from lit_detect.models.dense import DenseNetwork
+from lit_detect.models.dense import DenseNetwork, FixedAnchors
 from lit_detect.models.inputs import FixedSize
 
 __all__ = ["SSD", "SSDLite", "default_boxes"]
@@ -60,7 +61,7 @@ class SSD(Detector):
     Raises:
         InputError: scales, aspect ratios or steps that do not fit the number of maps.
 
-    >>> SSD(["cat", "dog"], size=300).network.anchors.shape
+    >>> SSD(["cat", "dog"], size=300).network.anchors.boxes.shape
     torch.Size([8732, 4])
     """
 
@@ -92,11 +93,11 @@ class SSD(Detector):
         self.network = DenseNetwork(
             FixedSize(size, backbone.mean, backbone.std),
             trunk,
-            self.head(trunk.out_channels, boxes_per_cell, criterion.num_logits(len(classes))),
-            anchors,
+            self.head(trunk.out_channels, boxes_per_cell, len(criterion.logit_names(self.classes))),
+            FixedAnchors(anchors),
+            partial(match, threshold=match_threshold),
             criterion,
             PostProcess(score_threshold, nms_threshold, detections_per_image, candidates_per_class),
-            match_threshold,
         )
 
     def default_backbone(self, size: int) -> Backbone:
@@ -135,7 +136,7 @@ class SSDLite(SSD):
         candidates_per_class: see `PostProcess`.
         **kwargs: see `SSD`.
 
-    >>> SSDLite(["cat", "dog"]).network.anchors.shape
+    >>> SSDLite(["cat", "dog"]).network.anchors.boxes.shape
     torch.Size([3234, 4])
     """
 

@@ -5,7 +5,6 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from lit_detect import SSD, VGG16, InputError, SSDLite, TorchvisionBackbone
-from lit_detect.boxes import decode
 from lit_detect.models.ssd import SCALES, default_boxes
 from tests.models.parity import CLASSES_91, assert_parity
 
@@ -30,7 +29,7 @@ def test_the_papers_maps_and_number_of_default_boxes(size, boxes, maps):
     detector = SSD(["a"], size=size)
     features = detector.network.backbone.eval()(torch.zeros(1, 3, size, size))
     assert [feature.shape[-1] for feature in features.values()] == maps
-    assert len(detector.network.anchors) == boxes
+    assert len(detector.network.anchors.boxes) == boxes
 
 
 @pytest.mark.parametrize("scales", ["voc", "coco"])
@@ -64,10 +63,11 @@ def test_boxes_of_a_bf16_run_are_within_half_a_pixel():
     torch.nn.init.normal_(network.head.regression_head.module_list[0].weight, std=0.02)
     images = torch.randn(1, 3, 300, 300)
     with torch.no_grad():
-        exact = decode(network.predict(images)[1], network.anchors)
+        _, deltas, anchors = network.predict(images)
+        exact = anchors.decode(deltas)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            _, deltas = network.predict(images)
-        rough = decode(deltas, network.anchors)
+            _, deltas, _ = network.predict(images)
+        rough = anchors.decode(deltas)
     assert deltas.dtype == torch.float32
     assert 0 < (exact - rough).abs().max() < 0.5
 
