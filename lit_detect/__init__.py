@@ -10,36 +10,50 @@ from lit_detect.data import (
     DigitsCOCO,
     DigitsVOC,
     ImageFolder,
+    RandomIoUCrop,
+    RandomZoomOut,
     VOCDetection,
 )
 from lit_detect.detections import PostProcess
 from lit_detect.detector import Detector, OneCycle
 from lit_detect.errors import InputError
-from lit_detect.losses import BoxLoss, Criterion, FocalLoss, HardNegativeMining, IoULoss, SmoothL1
+from lit_detect.losses import BoxLoss, Criterion, FocalLoss, HardNegativeMining, IoULoss, SmoothL1, SquaredError, YOLOLoss
 from lit_detect.metrics import COCOMeanAveragePrecision
-from lit_detect.models.backbones import VGG16, Backbone, TorchvisionBackbone
+from lit_detect.models.backbones import VGG16, Backbone, TimmBackbone, TorchvisionBackbone
+from lit_detect.models.darknet import Darknet53
+from lit_detect.models.dssd import DSSD, AtrousResNet
 from lit_detect.models.faster_rcnn import FasterRCNN
+from lit_detect.models.fcos import FCOS, FCOSLoss
+from lit_detect.models.retinanet import RetinaNet
+from lit_detect.models.rfcn import RFCN
 from lit_detect.models.ssd import SSD, SSDLite
+from lit_detect.models.yolo import YOLOv3
 from lit_detect.visualize import draw_detections
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DSSD",
+    "FCOS",
+    "RFCN",
     "SSD",
     "VGG16",
     "Anchors",
+    "AtrousResNet",
     "Backbone",
     "BoxLoss",
     "COCODetection",
     "COCOMeanAveragePrecision",
     "Concatenation",
     "Criterion",
+    "Darknet53",
     "DetectionDataModule",
     "DetectionDataset",
     "DetectionPictures",
     "Detector",
     "DigitsCOCO",
     "DigitsVOC",
+    "FCOSLoss",
     "FasterRCNN",
     "FocalLoss",
     "HardNegativeMining",
@@ -49,11 +63,18 @@ __all__ = [
     "OneCycle",
     "PostProcess",
     "PredictionWriter",
+    "RandomIoUCrop",
+    "RandomZoomOut",
     "ResultsTable",
+    "RetinaNet",
     "SSDLite",
     "SmoothL1",
+    "SquaredError",
+    "TimmBackbone",
     "TorchvisionBackbone",
     "VOCDetection",
+    "YOLOLoss",
+    "YOLOv3",
     "__version__",
     "draw_detections",
 ]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-__all__ = ["Anchors", "assign", "decode", "encode", "match", "match_or_ignore", "scale_boxes"]
+__all__ = ["Anchors", "assign", "decode", "encode", "match", "match_above", "match_or_ignore", "scale_boxes"]
 
 # SSD, section 2.2: the "variances" .1 .1 .2 .2 of the reference implementation are these weights' inverses.
 SSD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -138,6 +138,21 @@ def match_or_ignore(anchors: Anchors, boxes: Tensor, threshold: float, backgroun
     matches = matches.masked_fill((best_overlap < threshold) & (best_overlap >= background), -2)
     best_for_a_box = (overlaps == overlaps.max(dim=1, keepdim=True).values).any(dim=0)
     return torch.where(best_for_a_box, best_box, matches)
+
+
+def match_above(anchors: Anchors, boxes: Tensor, threshold: float) -> Tensor:
+    """Match proposals to target boxes by overlap, where it is enough: Fast R-CNN, section 2.3, "Mini-batch sampling".
+
+    Args:
+        anchors: A of them.
+        boxes: ``(M, 4)`` in pixels, M at least 1.
+        threshold: least intersection over union, 0..1.
+
+    Returns:
+        ``(A,)`` int64: each proposal's box, or -1 for background.
+    """
+    overlap, box = box_iou(boxes, anchors.boxes).max(dim=0)
+    return torch.where(overlap >= threshold, box, -1)
 
 
 def assign(anchors: Anchors, targets: Sequence[dict[str, Tensor]], matcher: Callable[[Anchors, Tensor], Tensor]) -> tuple[Tensor, Tensor]:

@@ -68,9 +68,10 @@ class PostProcess:
             labels, rank = (best > self.score_threshold).T.nonzero(as_tuple=True)
             return index[rank, labels], labels
         if self.candidates_per_map is None:
-            return (scores > self.score_threshold).nonzero(as_tuple=True)
+            index, labels = (scores > self.score_threshold).nonzero(as_tuple=True)
+            return index, labels
         chosen, start = [], 0
-        for of_map in scores.split(list(per_map)):
+        for of_map in torch.split(scores, list(per_map)):
             index = (of_map.flatten() > self.score_threshold).nonzero().flatten()
             best = of_map.flatten()[index].topk(min(self.candidates_per_map, len(index))).indices
             chosen.append(index[best] + start)

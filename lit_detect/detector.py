@@ -17,6 +17,7 @@ from lit_detect.errors import InputError
 from lit_detect.hyperparameters import class_path, plain
 from lit_detect.metrics import COCOMeanAveragePrecision
 from lit_detect.models.backbones import Backbone
+from lit_detect.models.weights import start_from
 
 __all__ = ["Detector", "OneCycle"]
 
@@ -61,6 +62,8 @@ class Detector(LightningModule):
     Args:
         classes: names of the labels 1..C.
         category_ids: the data set's own ids of the classes, for prediction files; by default 1..C.
+        init_from: what to start from in place of the backbone's weights: a torchvision detection weights name, a checkpoint or a
+            state dict of a detector, if need be of other classes; see `lit_detect.models.weights.start_from`.
         optimizer: makes the optimizer from parameter groups.
         lr_scheduler: makes the learning-rate scheduler from the optimizer; or `OneCycle`; or none.
         lr_interval: step the scheduler after each ``epoch`` or each ``step``.
@@ -81,6 +84,7 @@ class Detector(LightningModule):
         self,
         classes: Sequence[str],
         category_ids: Sequence[int] | None = None,
+        init_from: str | None = None,
         optimizer: Callable[[Iterable[Any]], Optimizer] = lambda parameters: torch.optim.SGD(
             parameters, lr=0.001, momentum=0.9, weight_decay=0.0005
         ),
@@ -102,6 +106,7 @@ class Detector(LightningModule):
         self.classes = list(classes)
         self.category_ids = list(category_ids or range(1, len(self.classes) + 1))
         self._describe_parts()
+        self.init_from = init_from
         self.optimizer, self.lr_scheduler, self.lr_interval, self.lr_monitor = optimizer, lr_scheduler, lr_interval, lr_monitor
         self.warmup_steps, self.warmup_start = warmup_steps, warmup_start
         self.backbone_lr_factor, self.decay_norms = backbone_lr_factor, decay_norms
@@ -131,6 +136,13 @@ class Detector(LightningModule):
                 return module
         raise InputError(f"Expected a Backbone in the network of {type(self).__name__} but there is none.")
 
+    def class_outputs(self) -> dict[str, tuple[list[str], int]]:
+        """The network's layers whose outputs stand for classes: what for, and how many outputs of one class lie together.
+
+        It is what lets weights trained on other classes start a training.
+        """
+        return {}
+
     def setup(self, stage: str) -> None:
         """Check the run against the model.
 
@@ -151,10 +163,21 @@ class Detector(LightningModule):
         self.network.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, and what mixed precision wants on a GPU
 
     def on_fit_start(self) -> None:
-        """Load the backbone's weights where a training starts afresh; a checkpoint to resume from is loaded by now."""
+        """Load the weights to start from where a training starts afresh; a checkpoint to resume from is loaded by now."""
         if not self._weights_are_loaded:
+            self.load_start_weights()
+
+    def load_start_weights(self) -> None:
+        """Load the weights to start from: those of `init_from`, or the backbone's.
+
+        Raises:
+            InputError: weights that are not there, or are another network's.
+        """
+        if self.init_from is None:
             self.backbone.load_weights()
-            self._weights_are_loaded = True
+        else:
+            start_from(self.network, self.init_from, self.classes, self.class_outputs())
+        self._weights_are_loaded = True
 
     def forward(self, images: Tensor | list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Losses in training, detections in eval: see the class."""

@@ -13,7 +13,7 @@ from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, genera
 
 from lit_detect.boxes import Anchors
 
-__all__ = ["BoxLoss", "Criterion", "FocalLoss", "HardNegativeMining", "IoULoss", "SmoothL1"]
+__all__ = ["BoxLoss", "Criterion", "FocalLoss", "HardNegativeMining", "IoULoss", "SmoothL1", "SquaredError", "YOLOLoss"]
 
 
 class BoxLoss(nn.Module, ABC):
@@ -43,6 +43,13 @@ class SmoothL1(BoxLoss):
 
     def forward(self, deltas: Tensor, anchors: Anchors, boxes: Tensor) -> Tensor:
         return F.smooth_l1_loss(deltas, anchors.encode(boxes), beta=self.beta, reduction="none").sum(dim=-1)
+
+
+class SquaredError(BoxLoss):
+    """Half the squared error of the offsets, summed over the four: YOLOv3, section 2.1; its gradient is their difference."""
+
+    def forward(self, deltas: Tensor, anchors: Anchors, boxes: Tensor) -> Tensor:
+        return F.mse_loss(deltas, anchors.encode(boxes), reduction="none").sum(dim=-1) / 2
 
 
 class IoULoss(BoxLoss):
@@ -175,3 +182,35 @@ class FocalLoss(Criterion):
     def scores(self, logits: Tensor) -> Tensor:
         """Scores ``(N, A, C)`` of the classes 1..C, 0..1: a sigmoid each, so that they need not sum to one."""
         return logits.sigmoid()
+
+
+class YOLOLoss(Criterion):
+    """Objectness, independent classes and boxes: YOLOv3, sections 2.1 and 2.2.
+
+    Binary cross-entropy of the objectness over all anchors that are not left out, of the classes over the positives, and the box loss
+    of the positives; all are sums, divided by the number of images as in darknet.
+
+    Args:
+        box_loss: by default the squared error.
+    """
+
+    def __init__(self, box_loss: BoxLoss | None = None) -> None:
+        super().__init__(box_loss or SquaredError())
+
+    def logit_names(self, classes: list[str]) -> list[str]:
+        """Objectness, which tells objects from background, and the classes."""
+        return ["__objectness__", *classes]
+
+    def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+        positive = labels > 0  # (N, A)
+        objectness = F.binary_cross_entropy_with_logits(logits[..., 0], positive.to(logits), reduction="none") * (labels >= 0)
+        one_hot = F.one_hot(labels[positive] - 1, logits.shape[-1] - 1).to(logits)
+        class_loss = F.binary_cross_entropy_with_logits(logits[positive][:, 1:], one_hot, reduction="sum")
+        box_loss = self.box_loss(deltas[positive], anchors[positive.nonzero()[:, 1]], boxes[positive])
+        losses = {"objectness_loss": objectness.sum(), "class_loss": class_loss, "box_loss": box_loss.sum()}
+        return {name: loss / len(labels) for name, loss in losses.items()}
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Scores ``(N, A, C)`` of the classes 1..C, 0..1: objectness times the class's own (YOLO, section 2, equation 1)."""
+        scores = logits.sigmoid()
+        return scores[..., :1] * scores[..., 1:]

@@ -12,7 +12,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_detect import SSD, Backbone, Detector, FasterRCNN, SSDLite, TorchvisionBackbone
+from lit_detect import (
+    DSSD,
+    FCOS,
+    RFCN,
+    SSD,
+    Backbone,
+    Detector,
+    FasterRCNN,
+    FocalLoss,
+    HardNegativeMining,
+    IoULoss,
+    RetinaNet,
+    SSDLite,
+    TorchvisionBackbone,
+    YOLOv3,
+)
 
 SHARED = Path(os.environ.get("LIT_DETECT_SHARED", Path(__file__).parents[2] / "shared"))
 CLASSES = ["cat", "dog", "horse"]
@@ -38,17 +53,116 @@ class TinyBackbone(Backbone):
         return {"fine": fine, "coarse": self.last(fine)}
 
 
+class OneMap(TinyBackbone):
+    """The finer map alone."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__(width)
+        del self.last
+        self.out_channels = [width]
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"fine": self.stem(images)}
+
+
 DETECTORS: dict[str, Callable[..., Detector]] = {
     "ssd": lambda **kwargs: SSD(CLASSES, size=96, backbone=TinyBackbone(), scales="linear", extra_channels=[16], **kwargs),
     "ssd_resnet18": lambda **kwargs: SSD(
         CLASSES, size=96, backbone=TorchvisionBackbone("resnet18", ["layer2", "layer3"]), scales="linear", extra_channels=[16], **kwargs
     ),
     "ssdlite": lambda **kwargs: SSDLite(CLASSES, size=96, backbone=TinyBackbone(), extra_channels=[16], **kwargs),
+    "yolov3": lambda **kwargs: YOLOv3(
+        CLASSES, size=96, backbone=TinyBackbone(), anchor_sizes=[[[10, 13], [16, 30]], [[33, 23], [60, 60]]], widths=[8, 16], **kwargs
+    ),
     "faster_rcnn_fpn": lambda **kwargs: FasterRCNN(
         CLASSES, TinyBackbone(), fpn_channels=16, head_channels=16, min_size=96, max_size=160, proposals=(50, 50), **kwargs
     ),
-    "faster_rcnn_c4": lambda **kwargs: FasterRCNN(
+    "faster_rcnn_last_map": lambda **kwargs: FasterRCNN(
         CLASSES, TinyBackbone(), fpn=False, anchor_sizes=[[32, 64]], head_channels=16, min_size=96, max_size=160, **kwargs
+    ),
+    "faster_rcnn_c4": lambda **kwargs: FasterRCNN(
+        CLASSES,
+        TorchvisionBackbone("resnet18", ["layer3"], region_layers=["layer4"]),
+        fpn=False,
+        anchor_sizes=[[32, 64]],
+        min_size=96,
+        max_size=160,
+        proposals=(50, 50),
+        roi_batch_size=32,
+        **kwargs,
+    ),
+    "faster_rcnn_v2": lambda **kwargs: FasterRCNN(
+        CLASSES,
+        TinyBackbone(),
+        fpn_channels=16,
+        fpn_norms=True,
+        rpn_convs=2,
+        head_convs=2,
+        head_channels=16,
+        min_size=96,
+        max_size=160,
+        proposals=(50, 50),
+        ohem=True,
+        roi_batch_size=16,
+        box_loss=IoULoss("giou"),
+        **kwargs,
+    ),
+    "faster_rcnn_roi_pool": lambda **kwargs: FasterRCNN(
+        CLASSES,
+        TinyBackbone(),
+        fpn=False,
+        roi_pooling="pool",
+        anchor_sizes=[[32, 64]],
+        head_channels=16,
+        min_size=96,
+        max_size=160,
+        proposals=(50, 50),
+        **kwargs,
+    ),
+    "rfcn": lambda **kwargs: RFCN(
+        CLASSES, OneMap(), region_channels=16, grid=3, anchor_sizes=[[32, 64]], min_size=96, max_size=160, proposals=(50, 50), **kwargs
+    ),
+    "ssd_focal": lambda **kwargs: SSD(
+        CLASSES,
+        size=96,
+        backbone=TinyBackbone(),
+        scales="linear",
+        extra_channels=[16],
+        criterion=FocalLoss(box_loss=IoULoss("ciou")),
+        **kwargs,
+    ),
+    "ssd_fpn": lambda **kwargs: SSD(
+        CLASSES, size=96, backbone=TinyBackbone(), scales="linear", extra_channels=[16], fpn_channels=16, **kwargs
+    ),
+    "dssd": lambda **kwargs: DSSD(
+        CLASSES,
+        size=96,
+        backbone=TinyBackbone(),
+        scales="linear",
+        extra_channels=[16],
+        deconvolution_channels=16,
+        prediction_channels=32,
+        **kwargs,
+    ),
+    "retinanet": lambda **kwargs: RetinaNet(CLASSES, TinyBackbone(), fpn_channels=64, min_size=96, max_size=160, **kwargs),
+    "retinanet_v2": lambda **kwargs: RetinaNet(
+        CLASSES,
+        TinyBackbone(),
+        FocalLoss(box_loss=IoULoss()),
+        fpn_channels=64,
+        p6_from="c5",
+        head_norms=True,
+        min_size=96,
+        max_size=160,
+        train_min_sizes=[64, 96],
+        **kwargs,
+    ),
+    "retinanet_mining": lambda **kwargs: RetinaNet(
+        CLASSES, TinyBackbone(), HardNegativeMining(), fpn_channels=64, min_size=96, max_size=160, **kwargs
+    ),
+    "fcos": lambda **kwargs: FCOS(CLASSES, TinyBackbone(), fpn_channels=64, min_size=96, max_size=160, **kwargs),
+    "fcos_focal": lambda **kwargs: FCOS(
+        CLASSES, TinyBackbone(), FocalLoss(box_loss=IoULoss("giou")), fpn_channels=64, min_size=96, max_size=160, **kwargs
     ),
 }
 

@@ -5,6 +5,7 @@ from lit_detect.data.datamodule import DetectionDataModule
 from lit_detect.data.dataset import Concatenation, DetectionDataset
 from lit_detect.data.digits import DigitsCOCO, DigitsVOC
 from lit_detect.data.folder import ImageFolder
+from lit_detect.data.transforms import RandomIoUCrop, RandomZoomOut
 from lit_detect.data.voc import VOCDetection
 
 __all__ = [
@@ -15,5 +16,7 @@ __all__ = [
     "DigitsCOCO",
     "DigitsVOC",
     "ImageFolder",
+    "RandomIoUCrop",
+    "RandomZoomOut",
     "VOCDetection",
 ]

@@ -1,13 +1,10 @@
-"""Feature extractors: any torchvision classification network by node names, and SSD's VGG16."""
+"""Feature extractors: any classification network of torchvision by node names or of timm by indices, and SSD's VGG16."""
 
 from __future__ import annotations
 
 import fnmatch
-import logging
-import urllib.error
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +15,9 @@ from torchvision.models import get_model, get_model_weights, list_models, vgg16
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from lit_detect.errors import InputError
+from lit_detect.models.weights import load_backbone_weights
 
-__all__ = ["VGG16", "Backbone", "TorchvisionBackbone"]
-
-log = logging.getLogger(__name__)
+__all__ = ["VGG16", "Backbone", "TimmBackbone", "TorchvisionBackbone"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -37,11 +33,14 @@ class Backbone(nn.Module, ABC):
         out_channels: channels of each feature map.
         mean: what is subtracted from RGB in 0..1, one value a channel.
         std: what RGB is then divided by.
+        region_layers: names of the layers that `regions` applies, if there are any.
     """
 
     out_channels: list[int]
     mean: Sequence[float] = IMAGENET_MEAN
     std: Sequence[float] = IMAGENET_STD
+    region_layers: Sequence[str] = ()
+    _still: Sequence[str] = ()
 
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -49,6 +48,39 @@ class Backbone(nn.Module, ABC):
 
     def load_weights(self) -> None:
         """Load the weights to start training from. Called once, before a training that no checkpoint starts."""
+
+    def regions(self, pooled: Tensor) -> Tensor:
+        """Features ``(P, D)`` of regions pooled from the last map ``(P, C, h, w)``: the rest of the network, where it has one.
+
+        Raises:
+            InputError: this extractor ends with its maps.
+        """
+        raise InputError(f"Expected an extractor with layers for regions (region_layers) but {type(self).__name__} has none.")
+
+    def freeze(self, network: nn.Module, patterns: Sequence[str], norms: bool) -> None:
+        """Keep parts of this extractor as they are loaded: no gradient, and eval in training too.
+
+        Args:
+            network: this, or the part of it in which the patterns are looked up.
+            patterns: of module names, as the shell's: ``layer1``, ``features.[0-6]``.
+            norms: all batch norms too.
+
+        Raises:
+            InputError: a pattern that names no module.
+        """
+        names = {module: name for name, module in self.named_modules()}
+        chosen = frozen_modules(network, patterns, norms)
+        for module in chosen:
+            module.requires_grad_(False)
+        self._still = [*self._still, *(names[module] for module in chosen)]  # by name, since SyncBN puts other modules in their places
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Switch to training, but for what is frozen."""
+        super().train(mode)
+        for name in self._still:
+            self.get_submodule(name).eval()
+        return self
 
     def feature_sizes(self, size: int) -> list[int]:
         """Side of each feature map, in cells, for a square input of `size` pixels."""
@@ -68,6 +100,8 @@ class TorchvisionBackbone(Backbone):
         mean: subtracted from RGB in 0..1; by default the weights' own, or ImageNet's.
         std: divided by after that, likewise.
         arguments: further arguments of torchvision's builder, such as ``{reduced_tail: true}``.
+        region_layers: modules that go on from regions of the last map, in order: ResNet's ``[layer4]`` (He et al. 2016, appendix A),
+            or VGG's ``[classifier.0, ..., classifier.4]``. What they give is averaged over its cells.
 
     Raises:
         InputError: an unknown network, node or pattern; weights that are not there or do not fit.
@@ -87,35 +121,106 @@ class TorchvisionBackbone(Backbone):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         arguments: dict[str, Any] | None = None,
+        region_layers: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if name not in list_models():
             raise InputError(f"Expected the name of a torchvision network but got {name!r}; torchvision.models.list_models() lists them.")
         self.name, self.nodes, self.weights, self.arguments = name, list(nodes), weights, arguments
-        self.frozen, self.frozen_norms = list(frozen), frozen_norms
+        self.frozen, self.frozen_norms, self.region_layers = list(frozen), frozen_norms, list(region_layers)
         self.mean, self.std = normalisation(name, weights, mean, std)
         network = get_model(name, weights=None, **dict(arguments or {}))
         try:
+            self.region = nn.ModuleList(network.get_submodule(layer) for layer in self.region_layers)
             self.body = create_feature_extractor(network, {node: node for node in self.nodes})
-        except ValueError as error:
-            raise InputError(f"Expected node names of {name} but got {self.nodes}: {error}") from error
-        self._still = frozen_modules(self.body, self.frozen, frozen_norms)
+        except (ValueError, AttributeError) as error:
+            raise InputError(f"Expected node names of {name} but got {[*self.nodes, *self.region_layers]}: {error}") from error
         self.out_channels = [shape[1] for shape in feature_shapes(self.body, size=224)]
-        self.train()
+        self.freeze(self.body, self.frozen, norms=False)
+        self.freeze(self, [], frozen_norms)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features: dict[str, Tensor] = self.body(images)
         return features
 
-    def train(self, mode: bool = True) -> TorchvisionBackbone:
-        """Switch to training, but for what is frozen."""
-        super().train(mode)
-        keep_in_eval(self._still)
-        return self
+    def regions(self, pooled: Tensor) -> Tensor:
+        if not self.region_layers:
+            return super().regions(pooled)
+        for layer in self.region:
+            pooled = layer(pooled.flatten(1) if isinstance(layer, nn.Linear) else pooled)
+        return pooled.mean(dim=(2, 3)) if pooled.ndim == 4 else pooled
 
     def load_weights(self) -> None:
         if self.weights is not None:
-            load_backbone_weights(self.body, self.name, self.weights)
+            regions = dict(zip(self.region_layers, self.region, strict=True))
+            load_backbone_weights({"": self.body, **regions}, self.name, self.weights)
+
+
+def resnet50(nodes: Sequence[str], region_layers: Sequence[str] = ()) -> TorchvisionBackbone:
+    """ResNet-50 as torchvision trains detectors on it: ImageNet weights, all norms frozen, and the first two stages too."""
+    frozen = ["conv1", "bn1", "layer1"]
+    return TorchvisionBackbone("resnet50", nodes, "IMAGENET1K_V1", frozen, frozen_norms=True, region_layers=region_layers)
+
+
+class TimmBackbone(Backbone):
+    """Any timm network that gives feature maps (``features_only``); needs the extra ``timm``.
+
+    Args:
+        name: the network, as in `timm.create_model`.
+        indices: which of its maps to take, finest first; by default all.
+        weights: what training starts from: ``pretrained``, timm's own, fetched when a training starts; a local file of the network's
+            state dict; or none.
+        frozen: see `TorchvisionBackbone`.
+        frozen_norms: see `TorchvisionBackbone`.
+        mean: subtracted from RGB in 0..1; by default the weights' own.
+        std: divided by after that, likewise.
+        arguments: further arguments of timm's builder, such as ``{img_size: 320}``.
+
+    Raises:
+        InputError: timm is not installed, or knows no such network; weights that are not there or do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        indices: Sequence[int] | None = None,
+        weights: str | None = None,
+        frozen: Sequence[str] = (),
+        frozen_norms: bool = False,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        arguments: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.name, self.indices, self.weights, self.arguments = name, indices and list(indices), weights, arguments
+        self.frozen, self.frozen_norms = list(frozen), frozen_norms
+        self.body = self._build()
+        self.out_channels = self.body.feature_info.channels()
+        config = self.body.pretrained_cfg
+        self.mean, self.std = list(mean or config.get("mean", IMAGENET_MEAN)), list(std or config.get("std", IMAGENET_STD))
+        self.freeze(self.body, self.frozen, frozen_norms)
+
+    def _build(self, **pretrained: Any) -> Any:
+        try:
+            import timm
+        except ImportError as error:
+            raise InputError(f"Expected timm for the network {self.name}: pip install 'lit_detect[timm]'.") from error
+        chosen: dict[str, Any] = {} if self.indices is None else {"out_indices": self.indices}
+        try:
+            return timm.create_model(self.name, features_only=True, **chosen, **dict(self.arguments or {}), **pretrained)
+        except (RuntimeError, AssertionError, OSError) as error:
+            raise InputError(f"Expected a network of timm with these maps and weights but got {self.name}: {error}") from error
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        maps = self.body(images)
+        if getattr(self.body, "output_fmt", None) == "NHWC":  # Swin
+            maps = [feature.permute(0, 3, 1, 2).contiguous() for feature in maps]
+        return {str(index): feature for index, feature in enumerate(maps)}
+
+    def load_weights(self) -> None:
+        if self.weights is not None:
+            file = {} if self.weights == "pretrained" else {"pretrained_cfg_overlay": {"file": self.weights}}
+            self.body.load_state_dict(self._build(pretrained=True, **file).state_dict())
 
 
 class VGG16(Backbone):
@@ -168,7 +273,7 @@ class VGG16(Backbone):
             if isinstance(layer, nn.Conv2d):
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        frozen_modules(self, self.frozen, norms=False)
+        self.freeze(self, self.frozen, norms=False)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         conv4_3 = self.features[:23](images)
@@ -179,7 +284,7 @@ class VGG16(Backbone):
 
     def load_weights(self) -> None:
         if self.weights is not None:
-            load_backbone_weights(nn.ModuleDict({"features": self.features}), "vgg16", self.weights)
+            load_backbone_weights({"features": self.features}, "vgg16", self.weights)
 
 
 def feature_shapes(network: nn.Module, size: int) -> list[torch.Size]:
@@ -216,7 +321,7 @@ def normalisation(
 
 
 def frozen_modules(network: nn.Module, patterns: Sequence[str], norms: bool) -> list[nn.Module]:
-    """Stop the gradient of the modules that the patterns name, and of batch norms if asked; returns what has to stay in eval."""
+    """The modules that the patterns name, and the batch norms if asked for."""
     modules = dict(network.named_modules())
     chosen = []
     for pattern in patterns:
@@ -227,55 +332,4 @@ def frozen_modules(network: nn.Module, patterns: Sequence[str], norms: bool) -> 
         chosen += found
     if norms:
         chosen += [module for module in modules.values() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    for module in chosen:
-        module.requires_grad_(False)
     return chosen
-
-
-def keep_in_eval(modules: Sequence[nn.Module]) -> None:
-    """Put modules back in eval after a call of `train`."""
-    for module in modules:
-        module.eval()
-
-
-def load_backbone_weights(body: nn.Module, name: str, weights: str) -> None:
-    """Load a state dict of a classification network, of which `body` is a part.
-
-    Args:
-        body: modules in torchvision's naming.
-        name: the torchvision network.
-        weights: a torchvision weights name, a file or a URL.
-
-    Raises:
-        InputError: not a weights name and not a file; a fetch failed; a tensor that the body needs is missing or has another shape.
-    """
-    state = read_state_dict(name, weights)
-    own = {key: tensor for key, tensor in body.state_dict().items() if not key.endswith("num_batches_tracked")}
-    wrong = [key for key, tensor in own.items() if key not in state or state[key].shape != tensor.shape]
-    if wrong:
-        raise InputError(
-            f"Expected weights of {name} in {weights} but {len(wrong)} of {len(own)} tensors are missing or of another shape: "
-            f"{', '.join(wrong[:3])} ..."
-        )
-    body.load_state_dict({key: tensor for key, tensor in state.items() if key in body.state_dict()}, strict=False)
-    log.info("backbone: %d tensors of %s from %s", len(own), name, weights)
-
-
-def read_state_dict(name: str, weights: str) -> dict[str, Tensor]:
-    """A state dict from a torchvision weights name, a URL or a file; never unpickles code."""
-    members = get_model_weights(name).__members__
-    url = members[weights].value.url if weights in members else weights
-    if url.startswith(("http://", "https://", "file://")):
-        try:
-            fetched: dict[str, Tensor] = torch.hub.load_state_dict_from_url(url, map_location="cpu", weights_only=True, progress=True)
-        except (urllib.error.URLError, OSError) as error:
-            folder = Path(torch.hub.get_dir()) / "checkpoints"
-            raise InputError(
-                f"Could not fetch {url} ({error}). On a machine without network, put that file into {folder}, "
-                "or give its path as the backbone's weights, or set weights to null to train from scratch."
-            ) from error
-        return fetched
-    if not Path(weights).is_file():
-        raise InputError(f"Expected one of {', '.join(members)}, a file or a URL as weights of {name} but got {weights!r}.")
-    state: dict[str, Tensor] = torch.load(weights, map_location="cpu", weights_only=True)
-    return state

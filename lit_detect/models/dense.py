@@ -10,10 +10,21 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from lit_detect.boxes import Anchors, assign
 from lit_detect.detections import PostProcess
+from lit_detect.detector import Detector
 from lit_detect.losses import Criterion
 from lit_detect.models.inputs import FixedSize, Inputs, ShortestSide, Targets
 
-__all__ = ["DenseNetwork", "FixedAnchors", "MapAnchors", "class_layers"]
+__all__ = ["DenseDetector", "DenseNetwork", "FixedAnchors", "MapAnchors", "class_layers"]
+
+
+class DenseDetector(Detector):
+    """A detector whose network is a `DenseNetwork`."""
+
+    network: DenseNetwork
+
+    def class_outputs(self) -> dict[str, tuple[list[str], int]]:
+        names = self.network.criterion.logit_names(self.classes)
+        return {f"head.{layer}": (names, 1) for layer in class_layers(self.network.head)}
 
 
 class DenseNetwork(nn.Module):
@@ -82,10 +93,6 @@ class DenseNetwork(nn.Module):
             found = [self.post_process(*image, anchors.per_map) for image in images]
         return inputs.restore(found)
 
-    def class_layers(self) -> dict[str, int]:
-        """Names of the layers whose outputs stand for classes, and how many outputs of one class lie together: one each."""
-        return dict.fromkeys((f"head.{name}" for name in class_layers(self.head)), 1)
-
 
 def class_layers(head: nn.Module) -> dict[str, nn.Conv2d]:
     """The convolutions of a head, in torchvision's layout, that give the logits: one for each map, or one for all."""
@@ -115,8 +122,10 @@ class FixedAnchors(nn.Module):
 class MapAnchors(nn.Module):
     """Anchors at every cell of every map, by torchvision's generator: Faster R-CNN, section 3.1.1.
 
+    As there, the distance between anchors is the input's side divided by the map's, rounded down.
+
     Args:
-        sizes: sides of the anchors in pixels, a list for each map.
+        sizes: sides of the anchors in pixels, a list for each map, all of one length.
         aspect_ratios: height over width.
         kind: what is made of them, `Anchors` or a subclass.
         weights: see `Anchors`.
@@ -131,6 +140,7 @@ class MapAnchors(nn.Module):
     ) -> None:
         super().__init__()
         self.generator = AnchorGenerator(tuple(map(tuple, sizes)), (tuple(aspect_ratios),) * len(sizes))
+        self.per_cell = len(sizes[0]) * len(aspect_ratios)
         self.kind, self.weights = kind, weights
 
     def forward(self, images: Tensor, maps: Sequence[Tensor]) -> Anchors:

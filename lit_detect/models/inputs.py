@@ -96,12 +96,22 @@ class ShortestSide(Normalize):
         max_size: longest side in pixels.
         mean: subtracted from RGB in 0..1.
         std: divided by after that.
+        train_min_sizes: in training the shorter side is one of these, drawn for each image; by default `min_size`.
         divisor: height and width of the batch are multiples of this.
     """
 
-    def __init__(self, min_size: int, max_size: int, mean: Sequence[float], std: Sequence[float], divisor: int = 32) -> None:
+    def __init__(
+        self,
+        min_size: int,
+        max_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        train_min_sizes: Sequence[int] | None = None,
+        divisor: int = 32,
+    ) -> None:
         super().__init__(mean, std)
         self.min_size, self.max_size, self.divisor = min_size, max_size, divisor
+        self.train_min_sizes = list(train_min_sizes or [min_size])
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Inputs:  # type: ignore[override]
         resized = [self.resize(image[None]) for image in images]
@@ -114,6 +124,8 @@ class ShortestSide(Normalize):
 
     def resize(self, image: Tensor) -> Tensor:
         short, long = sorted(image.shape[-2:])
-        scale = min(self.min_size / short, self.max_size / long)
+        sizes = self.train_min_sizes if self.training else [self.min_size]
+        min_size = sizes[int(torch.randint(len(sizes), ()))] if len(sizes) > 1 else sizes[0]
+        scale = min(min_size / short, self.max_size / long)
         image = super().forward(image)
         return F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=True)

@@ -15,12 +15,12 @@ from torchvision.ops import Conv2dNormActivation
 
 from lit_detect.boxes import match
 from lit_detect.detections import PostProcess
-from lit_detect.detector import Detector
 from lit_detect.errors import InputError
 from lit_detect.losses import Criterion, HardNegativeMining
 from lit_detect.models.backbones import VGG16, Backbone, TorchvisionBackbone
-from lit_detect.models.dense import DenseNetwork, FixedAnchors
+from lit_detect.models.dense import DenseDetector, DenseNetwork, FixedAnchors
 from lit_detect.models.inputs import FixedSize
+from lit_detect.models.pyramid import FeaturePyramid
 
 __all__ = ["SSD", "SSDLite", "default_boxes"]
 
@@ -36,7 +36,7 @@ SCALES: dict[tuple[str, int], tuple[float, ...]] = {
 STEPS: dict[tuple[int, ...], tuple[float, ...]] = {(38, 19, 10, 5, 3, 1): (8, 16, 32, 64, 100, 300)}
 
 
-class SSD(Detector):
+class SSD(DenseDetector):
     """SSD over any feature extractor, with the paper's VGG16 as the default.
 
     Layers are added to the backbone's last map until it is 1x1 (section 2.1, "Multi-scale feature maps for detection").
@@ -51,6 +51,7 @@ class SSD(Detector):
         aspect_ratios: of each map; by default ``[2]`` for the first and the last two maps and ``[2, 3]`` between.
         steps: pixels between default boxes on each map; by default the paper's for SSD300, else the input divided by the map.
         extra_channels: of the added layers, the last repeated as needed (Huang et al. 2017, supplement).
+        fpn_channels: put a feature pyramid (FPN) with so many channels between the maps and the heads; by default none.
         match_threshold: least IoU of a positive default box, 0..1.
         score_threshold: see `PostProcess`.
         nms_threshold: see `PostProcess`.
@@ -75,6 +76,7 @@ class SSD(Detector):
         aspect_ratios: Sequence[Sequence[float]] | None = None,
         steps: Sequence[float] | None = None,
         extra_channels: Sequence[int] = (512, 512, 256, 256, 128),
+        fpn_channels: int | None = None,
         match_threshold: float = 0.5,
         score_threshold: float = 0.01,
         nms_threshold: float = 0.45,
@@ -85,20 +87,25 @@ class SSD(Detector):
         super().__init__(classes, **kwargs)
         backbone = backbone or self.default_backbone(size)
         criterion = criterion or HardNegativeMining()
-        trunk = ExtraLayers(backbone, size, extra_channels, self.extra_layer)
+        trunk = self.trunk(backbone, size, extra_channels)
+        channels = trunk.out_channels if fpn_channels is None else [fpn_channels] * len(trunk.sizes)
         if aspect_ratios is None:
             aspect_ratios = self.default_aspect_ratios(len(trunk.sizes))
         anchors = default_boxes(size, trunk.sizes, scales, aspect_ratios, steps)
         boxes_per_cell = [2 + 2 * len(ratios) for ratios in aspect_ratios]
         self.network = DenseNetwork(
             FixedSize(size, backbone.mean, backbone.std),
-            trunk,
-            self.head(trunk.out_channels, boxes_per_cell, len(criterion.logit_names(self.classes))),
+            trunk if fpn_channels is None else FeaturePyramid(trunk, trunk.out_channels, fpn_channels),
+            self.head(channels, boxes_per_cell, len(criterion.logit_names(self.classes))),
             FixedAnchors(anchors),
             partial(match, threshold=match_threshold),
             criterion,
             PostProcess(score_threshold, nms_threshold, detections_per_image, candidates_per_class),
         )
+
+    def trunk(self, backbone: Backbone, size: int, extra_channels: Sequence[int]) -> ExtraLayers:
+        """The extractor, and what makes more maps of its maps."""
+        return ExtraLayers(backbone, size, extra_channels, self.extra_layer)
 
     def default_backbone(self, size: int) -> Backbone:
         """The extractor where none is given."""

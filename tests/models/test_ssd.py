@@ -8,18 +8,20 @@ from lit_detect import SSD, VGG16, InputError, SSDLite, TorchvisionBackbone
 from lit_detect.models.ssd import SCALES, default_boxes
 from tests.models.parity import CLASSES_91, assert_parity
 
+LOSSES = {"class_loss": "classification", "box_loss": "bbox_regression"}
 
-def test_ssd300_on_vgg16_is_torchvisions():
+
+def test_ssd300_on_vgg16_is_torchvisions(tmp_path):
     reference = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=91)
-    assert_parity(SSD(CLASSES_91), reference, {"class_loss": "classification", "box_loss": "bbox_regression"})
+    assert_parity(SSD(CLASSES_91), reference, LOSSES, tmp_path)
 
 
-def test_ssdlite320_on_mobilenet_v3_is_torchvisions():
+def test_ssdlite320_on_mobilenet_v3_is_torchvisions(tmp_path):
     reference = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=91)
     half = [0.5, 0.5, 0.5]
     nodes = ["features.13.block.0", "features.16"]
     backbone = TorchvisionBackbone("mobilenet_v3_large", nodes, mean=half, std=half, arguments={"reduced_tail": True})
-    assert_parity(SSDLite(CLASSES_91, backbone=backbone), reference, {"class_loss": "classification", "box_loss": "bbox_regression"})
+    assert_parity(SSDLite(CLASSES_91, backbone=backbone), reference, LOSSES, tmp_path)
 
 
 @pytest.mark.parametrize(

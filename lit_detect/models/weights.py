@@ -1,0 +1,186 @@
+"""Weights to start a training from: of an extractor, or of a whole detector with other classes."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import urllib.error
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights, get_weight
+from torchvision.models._meta import _COCO_CATEGORIES
+
+from lit_detect.errors import InputError
+
+__all__ = ["load_backbone_weights", "read_file", "start_from"]
+
+log = logging.getLogger(__name__)
+
+# torchvision sets these models' norms to eps 0 after it has loaded these weights
+WITHOUT_EPS = ("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", "RetinaNet_ResNet50_FPN_Weights.COCO_V1")
+
+
+def load_backbone_weights(parts: Mapping[str, nn.Module], name: str, weights: str) -> None:
+    """Load a state dict of a classification network, of which `parts` are parts.
+
+    Args:
+        parts: modules by their name in torchvision's network; an empty name for the network itself.
+        name: the torchvision network.
+        weights: a torchvision weights name, a file or a URL.
+
+    Raises:
+        InputError: not a weights name and not a file; a fetch failed; a tensor that the parts need is missing or has another shape.
+    """
+    members = get_model_weights(name).__members__
+    state = read_file(
+        members[weights].value.url if weights in members else weights, f"one of {', '.join(members)}", f" as weights of {name}"
+    )
+    own = {f"{prefix}.{key}".lstrip("."): tensor for prefix, part in parts.items() for key, tensor in part.state_dict().items()}
+    own = {key: tensor for key, tensor in own.items() if not key.endswith("num_batches_tracked")}
+    wrong = [key for key, tensor in own.items() if key not in state or state[key].shape != tensor.shape]
+    if wrong:
+        raise InputError(
+            f"Expected weights of {name} in {weights} but {len(wrong)} of {len(own)} tensors are missing or of another shape: "
+            f"{', '.join(wrong[:3])} ..."
+        )
+    for key, tensor in own.items():
+        tensor.copy_(state[key])
+    log.info("backbone: %d tensors of %s from %s", len(own), name, weights)
+
+
+def read_file(source: str, expected: str, purpose: str = "") -> dict[str, Any]:
+    """What `torch.save` wrote, from a file or a URL; never unpickles code.
+
+    Args:
+        source: the file, or a URL, which is fetched once into torch's hub folder.
+        expected: what else could have been given, for the message.
+        purpose: what for, likewise.
+
+    Raises:
+        InputError: not a file, or not one of plain data; a fetch failed.
+    """
+    try:
+        if source.startswith(("http://", "https://", "file://")):
+            fetched: dict[str, Any] = torch.hub.load_state_dict_from_url(source, map_location="cpu", weights_only=True, progress=True)
+            return fetched
+        if not Path(source).is_file():
+            raise InputError(f"Expected {expected}, a file or a URL{purpose} but got {source!r}.")
+        content: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
+        return content
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise InputError(f"Expected weights as plain data but {source} is damaged or holds code, which is not run.") from error
+    except (urllib.error.URLError, OSError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise InputError(
+            f"Could not fetch {source} ({error}). On a machine without network, put that file into {folder}, "
+            "or give its path instead, or set weights to null to train from scratch."
+        ) from error
+
+
+def start_from(network: nn.Module, source: str, classes: Sequence[str], class_outputs: Mapping[str, tuple[list[str], int]]) -> None:
+    """Take what fits of a trained detector's weights, and say what does not.
+
+    Tensors are paired by name; or by order, where no name is known and there are as many: torchvision's detectors have the same
+    layers in the same order as ours. A layer whose outputs stand for classes is taken by the classes' names, in whatever order they are,
+    if the source has all of them (so the 91 outputs of torchvision's COCO detectors give the 80 classes); else it stays as it was
+    initialised.
+
+    Args:
+        network: what the weights are for.
+        source: a torchvision detection weights name (``SSD300_VGG16_Weights.COCO_V1``), or a file or URL: a checkpoint of this
+            package or of torchvision's training script, or a state dict.
+        classes: names of the labels 1..C.
+        class_outputs: see `Detector.class_outputs`.
+
+    Raises:
+        InputError: weights that are not there, or are another network's.
+    """
+    state, categories = read_detector(source)
+    own = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")}
+    state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    state = pair(own, state, source)
+    if source in WITHOUT_EPS:
+        variances = [(f"{name}.running_var", module.eps) for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
+        state |= {name: state[name] - eps for name, eps in variances}
+    taken, left = Counter[str](), []
+    for name, tensor in own.items():
+        found, reason = state.get(name), "is not in it"
+        layer = name.rpartition(".")[0]
+        if found is not None and layer in class_outputs:
+            found, reason = select_classes(found, tensor, classes, categories, *class_outputs[layer])
+        if found is not None and found.shape == tensor.shape:
+            tensor.copy_(found)
+            taken[".".join(name.split(".")[:2])] += 1
+        else:
+            left.append(f"{name}: {reason if found is None else f'has the shape {list(found.shape)} there, {list(tensor.shape)} here'}")
+    if not taken:
+        raise InputError(f"Expected weights for {type(network).__name__} in {source} but none of its {len(state)} tensors fits: {left[0]}.")
+    log.info("init_from %s: took %s", source, ", ".join(f"{count} tensors of {name}" for name, count in taken.items()))
+    for line in left:
+        log.info("init_from %s: did not take %s", source, line)
+    for name in sorted(set(state) - set(own)):
+        log.info("init_from %s: has no place for %s", source, name)
+
+
+def read_detector(source: str) -> tuple[dict[str, Tensor], list[str] | None]:
+    """A detector's tensors, and what its outputs stand for where that is known, in order and with the background."""
+    try:
+        weights = get_weight(source)
+    except ValueError:
+        weights = None
+    if weights is not None:
+        return read_file(weights.url, "weights"), list(weights.meta["categories"])
+    content = read_file(source, "a torchvision detection weights name such as SSD300_VGG16_Weights.COCO_V1", " as init_from")
+    if "state_dict" in content:
+        state = {name.removeprefix("network."): tensor for name, tensor in content["state_dict"].items()}
+        return state, ["__background__", *content.get("hyper_parameters", {}).get("classes", [])]
+    return content.get("model", content), None
+
+
+def pair(own: Mapping[str, Tensor], state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The source's tensors by our names."""
+    kinds, theirs = ([name.rpartition(".")[2] for name in names] for names in (own, state))
+    if set(own) != set(state) and kinds == theirs:  # weight, bias, running_mean, ...: torchvision's, in the same order
+        return dict(zip(own, state.values(), strict=True))
+    if not set(own) & set(state):
+        raise InputError(
+            f"Expected {len(own)} tensors in {source}, in torchvision's order or with names such as {next(iter(own))}, "
+            f"but it has {len(state)}, named {next(iter(state), 'nothing')} and so on: it is of another network."
+        )
+    return state
+
+
+def select_classes(
+    found: Tensor, own: Tensor, classes: Sequence[str], categories: Sequence[str] | None, names: list[str], together: int
+) -> tuple[Tensor | None, str]:
+    """The rows of a layer's weight or bias that stand for our classes; or none, and why.
+
+    Args:
+        found: the source's tensor.
+        own: ours.
+        classes: names of the labels 1..C.
+        categories: what the source's outputs stand for, the background first, or none if that is not known.
+        names: what ours stand for: the classes, and background, objectness or the like.
+        together: how many rows of one class lie together.
+    """
+    repeats = len(own) // len(names)  # rows of each class: anchors of a cell, coordinates or positions
+    count = len(found) // repeats
+    if categories is None:
+        if count == len(names):
+            return found, ""  # nothing says that they differ
+        categories = _COCO_CATEGORIES
+    special = [name for name in names if name not in classes]
+    there = list(categories) if count == len(categories) else []
+    if len(special) + len(categories) - 1 == count:  # with what is not a class in the same places as ours
+        first = names.index(classes[0])
+        there = [*names[:first], *categories[1:], *names[first + len(classes) :]]
+    if not set(names) <= set(there):
+        missing = [name for name in names if name not in there]
+        return None, f"stands for other classes there ({', '.join(missing[:3])} ... is not among them), and starts afresh"
+    rows = found.reshape(repeats // together, count, together, *found.shape[1:])
+    return rows[:, [there.index(name) for name in names]].flatten(0, 2), ""
