@@ -191,15 +191,21 @@ class YOLOLoss(Criterion):
     of the positives; all are sums, divided by the number of images as in darknet.
 
     Args:
+        prior: score that objectness and classes start with, 0..1. Darknet takes .5, which makes background cost much at first; .01 as
+            in RetinaNet, section 3.3, learns much faster.
         box_loss: by default the squared error.
     """
 
-    def __init__(self, box_loss: BoxLoss | None = None) -> None:
+    def __init__(self, prior: float = 0.5, box_loss: BoxLoss | None = None) -> None:
         super().__init__(box_loss or SquaredError())
+        self.prior = prior
 
     def logit_names(self, classes: list[str]) -> list[str]:
         """Objectness, which tells objects from background, and the classes."""
         return ["__objectness__", *classes]
+
+    def initial_logit(self) -> float:
+        return -math.log((1 - self.prior) / self.prior)
 
     def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         positive = labels > 0  # (N, A)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_detect import COCOMeanAveragePrecision, FasterRCNN, SSDLite, TorchvisionBackbone, VOCDetection
+from lit_detect import COCOMeanAveragePrecision, FasterRCNN, SSDLite, TorchvisionBackbone, VOCDetection, YOLOLoss, YOLOv3
 from lit_detect.data.dataset import Feed
 
 
@@ -14,6 +14,9 @@ def mobilenet(shared, nodes):
 DETECTORS = {
     "ssdlite": lambda shared, classes: SSDLite(
         classes, backbone=mobilenet(shared, ["features.14.conv.0", "features.18"]), scales=[0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95]
+    ),
+    "yolov3": lambda shared, classes: YOLOv3(
+        classes, 256, mobilenet(shared, ["features.6", "features.13", "features.18"]), YOLOLoss(prior=0.01), widths=[32, 64, 128]
     ),
     "faster_rcnn": lambda shared, classes: FasterRCNN(
         classes, mobilenet(shared, ["features.6", "features.13", "features.18"]), fpn_channels=64, head_channels=256,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import zipfile
 from collections.abc import Sequence
 from functools import partial
@@ -10,22 +9,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from lit_detect.errors import InputError
 from lit_detect.models.backbones import Backbone
+from lit_detect.models.weights import read_file
 
 __all__ = ["Darknet53", "convolution"]
-
-log = logging.getLogger(__name__)
 
 
 class Darknet53(Backbone):
     """The 52 convolutions of Darknet-53 before its classifier: table 1.
 
     Args:
-        weights: what training starts from: a file or a URL of this network's own state dict or of darknet's format
+        weights: what training starts from: a file or a URL of this network's own state dict, a file in darknet's format
             (``darknet53.conv.74``, ``yolov3.weights``), or none. Nothing is read or fetched before a training starts.
         frozen: patterns of module names (``stem``, ``stages.[0-1]``) whose parameters are kept and whose norms stay in eval.
         frozen_norms: keep all batch norms as they were loaded: statistics, weight and bias.
@@ -58,15 +57,16 @@ class Darknet53(Backbone):
     def load_weights(self) -> None:
         if self.weights is None:
             return
-        path = local_file(self.weights)
-        by_torch = zipfile.is_zipfile(path)
-        state = torch.load(path, map_location="cpu", weights_only=True) if by_torch else read_darknet(self, path)
+        if Path(self.weights).is_file() and not zipfile.is_zipfile(self.weights):  # torch saves zip files
+            state = read_darknet(self, Path(self.weights))
+        else:
+            state = read_file(self.weights, "a file in darknet's format", " as weights of Darknet-53")
         wrong = [key for key, tensor in self.state_dict().items() if key not in state or state[key].shape != tensor.shape]
         if wrong:
             found = f"{len(wrong)} tensors are missing or of another shape: {', '.join(wrong[:3])} ..."
             raise InputError(f"Expected weights of Darknet-53 in {self.weights} but {found}")
         self.load_state_dict(state, strict=False)
-        log.info("backbone: Darknet-53 from %s", self.weights)
+        rank_zero_info(f"backbone: Darknet-53 from {self.weights}")
 
 
 class Residual(nn.Module):
@@ -86,21 +86,6 @@ def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: i
     leaky = partial(nn.LeakyReLU, negative_slope=0.1)
     layer: nn.Module = Conv2dNormActivation(in_channels, out_channels, kernel_size, stride, activation_layer=leaky)
     return layer
-
-
-def local_file(weights: str) -> Path:
-    """The file of weights given by path or URL, fetched once into torch's hub folder."""
-    is_url = "://" in weights
-    path = Path(torch.hub.get_dir(), "checkpoints", weights.rsplit("/", 1)[-1]) if is_url else Path(weights)
-    try:
-        if is_url and not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(weights, str(path))
-    except OSError as error:
-        raise InputError(f"Could not fetch {weights} ({error}). Put that file into {path.parent}, or give its path.") from error
-    if not path.is_file():
-        raise InputError(f"Expected a file or a URL as weights of Darknet-53 but got {weights!r}.")
-    return path
 
 
 def read_darknet(network: nn.Module, path: Path) -> dict[str, Tensor]:

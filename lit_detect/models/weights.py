@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 import urllib.error
 from collections import Counter
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchvision.models import get_model_weights, get_weight
 from torchvision.models._meta import _COCO_CATEGORIES
@@ -18,8 +18,6 @@ from torchvision.models._meta import _COCO_CATEGORIES
 from lit_detect.errors import InputError
 
 __all__ = ["load_backbone_weights", "read_file", "start_from"]
-
-log = logging.getLogger(__name__)
 
 # torchvision sets these models' norms to eps 0 after it has loaded these weights
 WITHOUT_EPS = ("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", "RetinaNet_ResNet50_FPN_Weights.COCO_V1")
@@ -50,7 +48,7 @@ def load_backbone_weights(parts: Mapping[str, nn.Module], name: str, weights: st
         )
     for key, tensor in own.items():
         tensor.copy_(state[key])
-    log.info("backbone: %d tensors of %s from %s", len(own), name, weights)
+    rank_zero_info(f"backbone: {len(own)} tensors of {name} from {weights}")
 
 
 def read_file(source: str, expected: str, purpose: str = "") -> dict[str, Any]:
@@ -120,18 +118,16 @@ def start_from(network: nn.Module, source: str, classes: Sequence[str], class_ou
             left.append(f"{name}: {reason if found is None else f'has the shape {list(found.shape)} there, {list(tensor.shape)} here'}")
     if not taken:
         raise InputError(f"Expected weights for {type(network).__name__} in {source} but none of its {len(state)} tensors fits: {left[0]}.")
-    log.info("init_from %s: took %s", source, ", ".join(f"{count} tensors of {name}" for name, count in taken.items()))
-    for line in left:
-        log.info("init_from %s: did not take %s", source, line)
-    for name in sorted(set(state) - set(own)):
-        log.info("init_from %s: has no place for %s", source, name)
+    lines = ["took " + ", ".join(f"{count} tensors of {name}" for name, count in taken.items())]
+    lines += [f"did not take {line}" for line in left] + [f"has no place for {name}" for name in sorted(set(state) - set(own))]
+    rank_zero_info("\n".join(f"init_from {source}: {line}" for line in lines))
 
 
 def read_detector(source: str) -> tuple[dict[str, Tensor], list[str] | None]:
     """A detector's tensors, and what its outputs stand for where that is known, in order and with the background."""
     try:
         weights = get_weight(source)
-    except ValueError:
+    except (ValueError, KeyError):
         weights = None
     if weights is not None:
         return read_file(weights.url, "weights"), list(weights.meta["categories"])

@@ -32,7 +32,7 @@ ANCHOR_SIZES = (((10, 13), (16, 30), (33, 23)), ((30, 61), (62, 45), (59, 119)),
 class YOLOv3(DenseDetector):
     """YOLOv3 over any feature extractor, with the paper's Darknet-53 as the default: 10647 boxes at 416.
 
-    Darknet's loss is a sum over all anchors, which is large at first: warm up (`warmup_steps`, 1000 in darknet).
+    Darknet's loss is a sum over all anchors, which is large at first: warm up (`warmup_steps`, 1000 in darknet), or see `YOLOLoss`.
 
     Args:
         classes: see `Detector`.

@@ -32,7 +32,7 @@ def augment(transforms, image, boxes, seed=0, min_visibility=0.0):
 
 def origin(out, width):
     """Where the image's corner lies in the output: negative after a crop."""
-    y, x = np.argwhere(out["mask"])[0]
+    y, x = divmod(int((out["mask"] > 0).argmax()), out["mask"].shape[1])
     place = out["mask"][y, x] - 1
     return np.array([x - place % width, y - place // width])
 
@@ -197,6 +197,11 @@ def test_a_crop_has_the_overlap_and_shape_asked_for(least):
     assert drawn[:, :2].min() > 0.3 - 1 / 64  # whole pixels
     assert ((drawn[:, 2] >= 0.5) & (drawn[:, 2] <= 2)).all()
     assert_alike(drawn, torchvisions(v2.RandomIoUCrop(sampler_options=[least]), *scene))
+
+
+def test_overlaps_are_drawn_equally_often():
+    whole = ours(RandomIoUCrop(overlaps=[0, 1, 1]), LAYOUTS["large"], (64, 90))[:, 3]
+    assert abs(whole.mean() - 2 / 3) < 4 * (2 / 9 / DRAWS) ** 0.5
 
 
 def test_real_boxes(shared):
