@@ -35,7 +35,7 @@ def test_a_vote_is_the_average_over_each_cells_own_maps(grid):
     """Equation 1 in loops: cell (i, j) of a region averages map (i, j) of each output over its pixels; the vote averages the cells."""
     maps = PositionSensitiveMaps(4, 4, num_logits=3, grid=grid, stride=16)
     scores = torch.randn(2, grid**2 * 3, 12, 15)
-    proposals = [torch.tensor([[16.0, 32, 144, 160], [3, 5, 70, 66]]), torch.tensor([[50.0, 20, 200, 170]])]
+    proposals = [torch.tensor([[16.0, 32, 144, 160], [3, 5, 70, 66]]), torch.tensor([[50.0, 20, 190, 170]])]
     expected = []
     for of_image, score in zip(proposals, scores.unflatten(1, (3, grid, grid)), strict=True):
         for box in of_image:
