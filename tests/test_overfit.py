@@ -3,25 +3,60 @@
 import pytest
 import torch
 
-from lit_detect import COCOMeanAveragePrecision, FasterRCNN, SSDLite, TorchvisionBackbone, VOCDetection, YOLOLoss, YOLOv3
+from lit_detect import (
+    DSSD,
+    FCOS,
+    RFCN,
+    SSD,
+    COCOMeanAveragePrecision,
+    FasterRCNN,
+    FocalLoss,
+    IoULoss,
+    RetinaNet,
+    SSDLite,
+    TorchvisionBackbone,
+    VOCDetection,
+    YOLOLoss,
+    YOLOv3,
+)  # fmt: skip
 from lit_detect.data.dataset import Feed
 
-
-def mobilenet(shared, nodes):
-    return TorchvisionBackbone("mobilenet_v2", nodes, weights=str(shared / "weights" / "mobilenet_v2_imagenet.pth"), frozen_norms=True)
-
+SCALES = [0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95]
+ANCHORS = {"anchor_sizes": [[24], [48], [96], [192]]}
+PYRAMID = [[16 * 2**step, 23 * 2**step] for step in range(5)]
+SIDES = {"min_size": 192, "max_size": 288}
+HEAD = {"head_channels": 256, "proposals": (200, 100), "roi_batch_size": 128}
+C3_C5, C4_C5, C4 = ["features.6", "features.13", "features.18"], ["features.13", "features.18"], ["features.13"]
 
 DETECTORS = {
-    "ssdlite": lambda shared, classes: SSDLite(
-        classes, backbone=mobilenet(shared, ["features.14.conv.0", "features.18"]), scales=[0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95]
+    "ssdlite": (C4_C5, lambda classes, backbone: SSDLite(classes, 256, backbone, scales=SCALES[:6])),
+    "ssd_focal_fpn": (
+        C3_C5,
+        lambda classes, backbone: SSD(
+            classes, 224, backbone, FocalLoss(box_loss=IoULoss("giou")), scales=SCALES, fpn_channels=64, extra_channels=[128]
+        ),
     ),
-    "yolov3": lambda shared, classes: YOLOv3(
-        classes, 256, mobilenet(shared, ["features.6", "features.13", "features.18"]), YOLOLoss(prior=0.01), widths=[32, 64, 128]
+    "dssd": (
+        C3_C5,
+        lambda classes, backbone: DSSD(
+            classes, 224, backbone, deconvolution_channels=64, prediction_channels=128, scales=SCALES, extra_channels=[128]
+        ),
     ),
-    "faster_rcnn": lambda shared, classes: FasterRCNN(
-        classes, mobilenet(shared, ["features.6", "features.13", "features.18"]), fpn_channels=64, head_channels=256,
-        min_size=224, max_size=320, anchor_sizes=[[24], [48], [96], [192]], proposals=(200, 100), roi_batch_size=128,
+    "retinanet": (
+        C3_C5,
+        lambda classes, backbone: RetinaNet(classes, backbone, fpn_channels=64, anchor_sizes=PYRAMID, head_norms=True, **SIDES),
     ),
+    "fcos": (C3_C5, lambda classes, backbone: FCOS(classes, backbone, fpn_channels=64, score_threshold=0.05, **SIDES)),
+    "yolov3": (C3_C5, lambda classes, backbone: YOLOv3(classes, 224, backbone, YOLOLoss(prior=0.01), widths=[32, 64, 128])),
+    "faster_rcnn": (C3_C5, lambda classes, backbone: FasterRCNN(classes, backbone, fpn_channels=64, **ANCHORS, **SIDES, **HEAD)),
+    "faster_rcnn_ohem": (
+        C4,
+        lambda classes, backbone: FasterRCNN(
+            classes, backbone, fpn=False, anchor_sizes=[[24, 48, 96, 192]], ohem=True, box_loss=IoULoss("giou", weight=2.0), **SIDES,
+            **{**HEAD, "roi_batch_size": 64},
+        ),
+    ),
+    "rfcn": (C4, lambda classes, backbone: RFCN(classes, backbone, 256, anchor_sizes=[[24, 48, 96, 192]], proposals=(200, 100), **SIDES)),
 }  # fmt: skip
 
 
@@ -31,12 +66,14 @@ def test_overfits_eight_images(shared, name):
     dataset = VOCDetection(str(shared / "data/voc_mini/VOCdevkit/VOC2012"), "train")
     easy = [index for index, target in enumerate(dataset.targets) if not target["difficult"].any()]
     images, targets = zip(*(Feed(dataset)[index] for index in easy[:8]), strict=True)
-    detector = DETECTORS[name](shared, dataset.classes)
-    detector.backbone.load_weights()
+    nodes, build = DETECTORS[name]
+    weights = str(shared / "weights" / "mobilenet_v2_imagenet.pth")
+    detector = build(dataset.classes, TorchvisionBackbone("mobilenet_v2", nodes, weights, frozen=["features.[0-3]"], frozen_norms=True))
+    detector.load_start_weights()
     network = detector.network.train()
-    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-3)
     steps = 120
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     for _ in range(steps):
         loss = sum(network(images, targets).values())
         optimizer.zero_grad()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models import get_model, mobilenet_v2
 
-from lit_detect import VGG16, InputError, TorchvisionBackbone
+from lit_detect import VGG16, InputError, TimmBackbone, TorchvisionBackbone
 
 NODES = ["features.14.conv.0", "features.18"]
 
@@ -116,6 +116,90 @@ def test_frozen_modules_and_norms_stay_in_eval_and_get_no_gradient():
     before = [norm.running_mean.clone() for norm in norms]
     backbone(torch.randn(2, 3, 64, 64))
     assert all(torch.equal(norm.running_mean, mean) for norm, mean in zip(norms, before, strict=True))
+
+
+def test_what_is_frozen_stays_so_when_syncbn_takes_the_norms_places():
+    """Lightning's `sync_batchnorm` makes new modules of the batch norms, which are to stay in eval as the old ones were."""
+    backbone = TorchvisionBackbone("mobilenet_v2", NODES, frozen=["features.[0-6]"], frozen_norms=False)
+    before = {name: parameter.requires_grad for name, parameter in backbone.named_parameters()}
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(backbone).train()
+    norms = {name: norm for name, norm in synced.named_modules() if isinstance(norm, nn.SyncBatchNorm)}
+    assert {name for name, norm in norms.items() if not norm.training} == {
+        name for name in norms if int(name.split(".")[2]) <= 6
+    }  # fmt: skip
+    assert {name: parameter.requires_grad for name, parameter in synced.named_parameters()} == before
+    frozen = nn.SyncBatchNorm.convert_sync_batchnorm(TorchvisionBackbone("mobilenet_v2", NODES, frozen_norms=True)).train()
+    assert not any(module.training for module in frozen.modules() if isinstance(module, nn.SyncBatchNorm))
+    frozen(torch.randn(2, 3, 64, 64))  # in eval nothing is synchronised, so that this runs on one CPU
+
+
+@pytest.mark.parametrize(
+    ("name", "node", "layers", "width"),
+    [
+        ("resnet18", "layer3", ["layer4"], 512),
+        ("vgg11", "features.19", ["classifier.0", "classifier.1", "classifier.2", "classifier.3", "classifier.4"], 4096),
+    ],
+)
+def test_region_layers_go_on_where_the_maps_end(name, node, layers, width, tmp_path):
+    """On the map of one whole image they give what the classification network has before its last layer."""
+    torch.save(get_model(name, weights=None).state_dict(), tmp_path / "network.pth")
+    whole = get_model(name, weights=None).eval()
+    whole.load_state_dict(torch.load(tmp_path / "network.pth", weights_only=True))
+    backbone = TorchvisionBackbone(name, [node], str(tmp_path / "network.pth"), region_layers=layers).eval()
+    backbone.load_weights()
+    seen = []
+    last = whole.fc if hasattr(whole, "fc") else whole.classifier[6]
+    last.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    images = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        whole(images)
+        feature = backbone(images)[node]
+        regions = backbone.regions(nn.functional.max_pool2d(feature, 2) if name == "vgg11" else feature)
+    assert regions.shape == (2, width)
+    torch.testing.assert_close(regions, seen[0], rtol=1e-4, atol=1e-4)
+
+
+def test_regions_without_region_layers_are_refused():
+    with pytest.raises(InputError, match="Expected an extractor with layers for regions"):
+        TorchvisionBackbone("resnet18", ["layer3"]).regions(torch.zeros(1, 256, 7, 7))
+
+
+@pytest.mark.parametrize(
+    ("name", "indices"), [("resnet18", [2, 3]), ("mobilenetv3_small_050", [3, 4]), ("swin_tiny_patch4_window7_224", [2, 3])]
+)
+def test_timm_networks(name, indices, tmp_path):
+    timm = pytest.importorskip("timm", reason="the extra timm is not installed")
+    torch.save(timm.create_model(name).state_dict(), tmp_path / "network.pth")
+    backbone = TimmBackbone(name, indices, str(tmp_path / "network.pth"), frozen_norms=True).eval()
+    assert backbone.feature_sizes(224) == [224 // stride for stride in backbone.body.feature_info.reduction()]
+    before = {key: value.clone() for key, value in backbone.body.state_dict().items()}
+    backbone.load_weights()
+    saved = torch.load(tmp_path / "network.pth", weights_only=True).values()
+    changed = [key for key, value in backbone.body.state_dict().items() if not torch.equal(value, before[key])]
+    assert changed
+    assert all(
+        any(value.shape == other.shape and torch.equal(value, other) for other in saved)
+        for value in (backbone.body.state_dict()[key] for key in changed)
+    )
+    with torch.no_grad():
+        maps = list(backbone(torch.randn(1, 3, 224, 224)).values())
+    assert [(feature.shape[1], feature.shape[-1]) for feature in maps] == list(
+        zip(backbone.out_channels, backbone.feature_sizes(224), strict=True)
+    )
+    assert not any(module.training for module in backbone.train().modules() if isinstance(module, nn.BatchNorm2d))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet999"}, "Expected a network of timm .* but got resnet999"),
+        ({"name": "resnet18", "indices": [9]}, "but got resnet18"),
+    ],
+)
+def test_what_timm_does_not_have_is_named(arguments, message):
+    pytest.importorskip("timm", reason="the extra timm is not installed")
+    with pytest.raises(InputError, match=message):
+        TimmBackbone(**arguments)
 
 
 def test_mean_and_std_go_with_the_weights():

@@ -1,11 +1,22 @@
 import pytest
 import torch
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection import (
+    fasterrcnn_mobilenet_v3_large_320_fpn,
+    fasterrcnn_resnet50_fpn,
+    fasterrcnn_resnet50_fpn_v2,
+)
 
 from lit_detect import Anchors, FasterRCNN, InputError, TorchvisionBackbone
 from lit_detect.models.pyramid import strides
 from tests.conftest import TinyBackbone, random_batch
 from tests.models.parity import CLASSES_91, assert_parity
+
+LOSSES = {
+    "class_loss": "loss_classifier",
+    "box_loss": "loss_box_reg",
+    "rpn_class_loss": "loss_objectness",
+    "rpn_box_loss": "loss_rpn_box_reg",
+}
 
 
 def test_faster_rcnn_on_resnet50_fpn_is_torchvisions(tmp_path):
@@ -20,13 +31,57 @@ def test_faster_rcnn_on_resnet50_fpn_is_torchvisions(tmp_path):
         CLASSES_91, backbone, min_size=96, max_size=160, roi_batch_size=every,
         proposals_before_nms=(every, 1000), proposals=(every, 1000), rpn_nms_threshold=1.0,
     )  # fmt: skip
-    names = {
-        "class_loss": "loss_classifier",
-        "box_loss": "loss_box_reg",
-        "rpn_class_loss": "loss_objectness",
-        "rpn_box_loss": "loss_rpn_box_reg",
-    }
-    assert_parity(detector, reference, names, tmp_path)
+    assert_parity(detector, reference, LOSSES, tmp_path)
+
+
+def test_the_second_version_is_torchvisions(tmp_path):
+    every = 10**5
+    reference = fasterrcnn_resnet50_fpn_v2(
+        weights=None, weights_backbone=None, num_classes=91, min_size=64, max_size=96, box_batch_size_per_image=every,
+        rpn_pre_nms_top_n_train=every, rpn_post_nms_top_n_train=every, rpn_nms_thresh=1.0,
+    )  # fmt: skip
+    backbone = TorchvisionBackbone("resnet50", ["layer1", "layer2", "layer3", "layer4"])
+    detector = FasterRCNN(
+        CLASSES_91, backbone, fpn_norms=True, rpn_convs=2, head_convs=4, min_size=64, max_size=96, roi_batch_size=every,
+        proposals_before_nms=(every, 1000), proposals=(every, 1000), rpn_nms_threshold=1.0,
+    )  # fmt: skip
+    assert_parity(detector, reference, LOSSES, tmp_path)
+
+
+def test_mobilenet_v3_320_is_torchvisions(tmp_path):
+    every = 10**5
+    reference = fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None, num_classes=91, box_batch_size_per_image=every, rpn_pre_nms_top_n_train=every,
+        rpn_post_nms_top_n_train=every, rpn_nms_thresh=1.0, rpn_score_thresh=0.0, rpn_pre_nms_top_n_test=150, min_size=160, max_size=320,
+    )  # fmt: skip
+    detector = FasterRCNN(
+        CLASSES_91, TorchvisionBackbone("mobilenet_v3_large", ["features.13", "features.16"]), min_size=160, max_size=320,
+        anchor_sizes=[[32, 64, 128, 256, 512]] * 3, roi_batch_size=every, proposals_before_nms=(every, 150), proposals=(every, 150),
+        rpn_nms_threshold=1.0,
+    )  # fmt: skip
+    assert_parity(detector, reference, LOSSES, tmp_path)
+
+
+@pytest.mark.parametrize("pooling", ["align", "pool"])
+def test_vgg16_has_fc6_and_fc7_as_the_head(pooling):
+    """The paper, section 3.3, and Fast R-CNN: 7 x 7 x 512 pooled from conv5_3 of stride 16, and 4096 features of each region."""
+    layers = [f"classifier.{index}" for index in range(5)]
+    backbone = TorchvisionBackbone("vgg16", ["features.29"], region_layers=layers)
+    network = FasterRCNN(["a"], backbone, fpn=False, roi_pooling=pooling, min_size=64, max_size=96, proposals=(9, 9)).network.eval()
+    inputs = network.inputs([torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)])
+    with torch.no_grad():
+        features = network.features(inputs)
+        pooled = network.roi_pool(features, [torch.tensor([[0.0, 0, 64, 64]])], inputs.sizes)
+        assert features["0"].shape == (1, 512, 4, 6)
+        assert pooled.shape == (1, 512, 7, 7)
+        assert network.box_head(pooled).shape == (1, 4096)
+    assert not [name for name in network.state_dict() if name.startswith("box_head")]  # they are the backbone's, and there once
+
+
+def test_conv5_is_the_head_of_the_default_without_fpn():
+    detector = FasterRCNN(["a"], fpn=False, min_size=64, max_size=64)
+    assert detector.network.box_predictor.cls_score.in_features == 2048
+    assert [name for name in detector.backbone.state_dict() if name.startswith("region.0.2.conv3")]
 
 
 def test_the_rpn_sees_32x32_cells_of_nine_anchors_at_512():

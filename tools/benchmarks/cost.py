@@ -1,0 +1,164 @@
+"""What a detector's cost depends on: Faster R-CNN, R-FCN and SSD over the same extractor, against proposals and against objects.
+
+Latency of one image from uint8 pixels to detections, post-processing included; the detectors take turns in one process, and the
+median of the rounds counts. Weights are random, which costs what trained ones do but for two things that depend on what is found:
+- against proposals, nothing is left out by NMS or a threshold, so that as many proposals as asked for reach the second stage;
+- against objects, the RPN's scores are set so that the anchors over so many random boxes, and no others, are found, and proposals that
+  score under .05 are dropped; and every proposal or matched default box is a detection.
+
+    python tools/benchmarks/cost.py --out cost.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_detect import RFCN, SSD, Anchors, Detector, FasterRCNN, TorchvisionBackbone
+from lit_detect.boxes import match_above
+
+CLASSES = [f"class {number}" for number in range(20)]
+SIZE = 320
+PROPOSALS = [50, 100, 200, 300, 500, 1000, 2000]
+OBJECTS = [1, 3, 10, 30, 100]
+EVERY = 10**5
+COLOURS = {"SSD": "#0072b2", "R-FCN": "#009e73", "Faster R-CNN, FPN": "#e69f00", "Faster R-CNN, conv5": "#d55e00"}
+
+
+def detectors() -> dict[str, Detector]:
+    """The same ResNet-50 under each; thresholds and limits so that nothing is dropped but where it is asked for."""
+    atrous = {"replace_stride_with_dilation": [False, False, True]}
+    two_stage: dict[str, Any] = {
+        "min_size": SIZE, "max_size": SIZE, "rpn_nms_threshold": 1.0, "proposals_before_nms": (EVERY, EVERY), "proposals": (EVERY, EVERY),
+    }  # fmt: skip
+    single: dict[str, Any] = {"anchor_sizes": [[32, 64, 128, 256]]}
+    conv5 = TorchvisionBackbone("resnet50", ["layer3"], region_layers=["layer4"])
+    return {
+        "SSD": SSD(CLASSES, SIZE, TorchvisionBackbone("resnet50", ["layer2", "layer3"]), scales="linear"),
+        "R-FCN": RFCN(CLASSES, TorchvisionBackbone("resnet50", ["layer3", "layer4"], arguments=atrous), **two_stage, **single),
+        "Faster R-CNN, FPN": FasterRCNN(CLASSES, TorchvisionBackbone("resnet50", [f"layer{n}" for n in (1, 2, 3, 4)]), **two_stage),
+        "Faster R-CNN, conv5": FasterRCNN(CLASSES, conv5, fpn=False, roi_size=14, **two_stage, **single),
+    }
+
+
+def measure(settings: dict[tuple[str, int], Callable[[], Any]], rounds: int) -> dict[tuple[str, int], float]:
+    """Median milliseconds of each, all in turn in every round, after one that is not counted."""
+    times: dict[tuple[str, int], list[float]] = {key: [] for key in settings}
+    for index in range(rounds + 1):
+        for key, run in settings.items():
+            start = time.perf_counter()
+            run()
+            if index:
+                times[key].append(1000 * (time.perf_counter() - start))
+    return {key: statistics.median(values) for key, values in times.items()}
+
+
+def with_proposals(network: Any, count: int, images: Tensor) -> Callable[[], Any]:
+    """Run with so many proposals, where the network has any."""
+
+    def run() -> Any:
+        if hasattr(network, "rpn"):
+            network.rpn._post_nms_top_n = {"training": count, "testing": count}
+        return network(images)
+
+    return run
+
+
+def with_objects(network: Any, count: int, images: Tensor) -> Callable[[], Any]:
+    """Run as if so many objects were found, and nothing else."""
+    generator = torch.Generator().manual_seed(count)
+    corner = torch.rand(count, 2, generator=generator) * (SIZE - 64)
+    boxes = torch.cat([corner, corner + 24 + 40 * torch.rand(count, 2, generator=generator)], dim=1)
+    two_stage = hasattr(network, "rpn")
+
+    def scored(anchors: Tensor) -> Tensor:
+        found = match_above(Anchors(anchors), boxes, 0.5) >= 0
+        return torch.where(found, 3.0, -9.0) + 0.01 * torch.rand(len(anchors), generator=generator)
+
+    def plant_rpn(module: nn.Module, args: tuple[list[Tensor]], output: tuple[list[Tensor], list[Tensor]]) -> Any:
+        grids = [tuple(scores.shape[-2:]) for scores in output[0]]
+        strides = [[torch.tensor(SIZE // side) for side in grid] for grid in grids]
+        of_maps = network.rpn.anchor_generator.grid_anchors(grids, strides)
+        planted = [scored(anchors).view(1, *grid, -1).permute(0, 3, 1, 2) for anchors, grid in zip(of_maps, grids, strict=True)]
+        return planted, [deltas * 0 for deltas in output[1]]
+
+    def plant_ssd(module: nn.Module, args: Any, output: dict[str, Tensor]) -> Any:
+        logits = torch.zeros_like(output["cls_logits"])
+        logits[..., 1] = scored(network.anchors.boxes)
+        return {**output, "cls_logits": logits}
+
+    def run() -> Any:
+        if two_stage:
+            network.rpn._post_nms_top_n, network.rpn.score_thresh, network.rpn.nms_thresh = {"testing": 1000, "training": 1000}, 0.05, 0.7
+        planted = network.rpn.head if two_stage else network.head
+        hook = planted.register_forward_hook(plant_rpn if two_stage else plant_ssd)
+        try:
+            return network(images)
+        finally:
+            hook.remove()
+
+    return run
+
+
+def flops(network: nn.Module, images: Tensor, count: int) -> float:
+    """Floating-point operations of convolutions and matrix products (two a multiplication and addition), in billions."""
+    with FlopCounterMode(display=False) as counter:
+        with_proposals(network, count, images)()
+    return counter.get_total_flops() / 1e9
+
+
+def plot(times: dict[str, dict[tuple[str, int], float]], path: str) -> None:
+    """Latency against proposals and against objects."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, (against, values) in zip(axes, times.items(), strict=True):
+        for name, colour in COLOURS.items():
+            points = [(count, ms) for (model, count), ms in values.items() if model == name]
+            axis.plot(*zip(*points, strict=True), "o-", color=colour, label=name, markersize=4)
+        axis.set(xscale="log", yscale="log", xlabel=against, ylabel="latency of one image, ms")
+        axis.set_xticks(sorted({count for _, count in values}), sorted({count for _, count in values}), fontsize=8)
+        axis.minorticks_off()
+        axis.set_yticks([100, 200, 500, 1000, 2000, 5000, 10000, 20000])
+        axis.set_yticklabels([f"{tick:g}" for tick in axis.get_yticks()])
+        axis.set_ylim(0.7 * min(values.values()), 1.4 * max(values.values()))
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.suptitle(f"ResNet-50 at {SIZE} x {SIZE}, one image, {torch.get_num_threads()} CPU threads")
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Print the tables, draw the plot."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", default="cost.png")
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    networks = {name: detector.network.eval() for name, detector in detectors().items()}
+    images = torch.randint(0, 256, (1, 3, SIZE, SIZE), dtype=torch.uint8)
+    times: dict[str, dict[tuple[str, int], float]] = {}
+    with torch.inference_mode():
+        print("| | parameters, M | GFLOPs, 50 proposals | 300 | 2000 |\n|---|---|---|---|---|")
+        for name, network in networks.items():
+            total = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+            counts = " | ".join(f"{flops(network, images, count):.1f}" for count in (50, 300, 2000))
+            print(f"| {name} | {total:.1f} | {counts} |", flush=True)
+        for against, counts, make in (("proposals", PROPOSALS, with_proposals), ("objects", OBJECTS, with_objects)):
+            runs = {(name, count): make(network, count, images) for name, network in networks.items() for count in counts}
+            times[against] = measure(runs, arguments.rounds)
+            print(f"\n| ms an image against {against} | {' | '.join(map(str, counts))} |\n|---{'|---' * len(counts)}|")
+            for name in networks:
+                print(f"| {name} | {' | '.join(f'{times[against][name, count]:.0f}' for count in counts)} |", flush=True)
+    plot(times, arguments.out)
+
+
+if __name__ == "__main__":
+    main()
