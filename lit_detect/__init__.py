@@ -17,9 +17,9 @@ from lit_detect.data import (
 from lit_detect.detections import PostProcess
 from lit_detect.detector import Detector, OneCycle
 from lit_detect.errors import InputError
-from lit_detect.losses import BoxLoss, Criterion, FocalLoss, HardNegativeMining, IoULoss, SmoothL1, SquaredError, YOLOLoss
+from lit_detect.losses import BoxLoss, Criterion, FocalLoss, HardNegativeMining, IoULoss, SmoothL1, YOLOBoxLoss, YOLOLoss
 from lit_detect.metrics import COCOMeanAveragePrecision
-from lit_detect.models.backbones import VGG16, Backbone, TimmBackbone, TorchvisionBackbone
+from lit_detect.models.backbones import Backbone, TimmBackbone, TorchvisionBackbone
 from lit_detect.models.darknet import Darknet53
 from lit_detect.models.dssd import DSSD, AtrousResNet
 from lit_detect.models.faster_rcnn import FasterRCNN
@@ -27,6 +27,7 @@ from lit_detect.models.fcos import FCOS, FCOSLoss
 from lit_detect.models.retinanet import RetinaNet
 from lit_detect.models.rfcn import RFCN
 from lit_detect.models.ssd import SSD, SSDLite
+from lit_detect.models.vgg import VGG16
 from lit_detect.models.yolo import YOLOv3
 from lit_detect.visualize import draw_detections
 
@@ -69,10 +70,10 @@ __all__ = [
     "RetinaNet",
     "SSDLite",
     "SmoothL1",
-    "SquaredError",
     "TimmBackbone",
     "TorchvisionBackbone",
     "VOCDetection",
+    "YOLOBoxLoss",
     "YOLOLoss",
     "YOLOv3",
     "__version__",

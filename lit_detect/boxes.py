@@ -116,8 +116,8 @@ def match(anchors: Anchors, boxes: Tensor, threshold: float) -> Tensor:
 def match_or_ignore(anchors: Anchors, boxes: Tensor, threshold: float, background: float) -> Tensor:
     """Match anchors to target boxes by overlap, leaving out the undecided: RetinaNet, section 4, "Anchors".
 
-    As in Faster R-CNN, section 3.1.2, the anchors with the highest overlap with a box count as matched whatever it is, each to the box
-    that *it* overlaps most.
+    As in Faster R-CNN, section 3.1.2, the anchors with the highest overlap with a box count as matched whatever it is (but 0), each to
+    the box that *it* overlaps most.
 
     Args:
         anchors: A of them.
@@ -136,7 +136,7 @@ def match_or_ignore(anchors: Anchors, boxes: Tensor, threshold: float, backgroun
     best_overlap, best_box = overlaps.max(dim=0)
     matches = torch.where(best_overlap >= threshold, best_box, -1)
     matches = matches.masked_fill((best_overlap < threshold) & (best_overlap >= background), -2)
-    best_for_a_box = (overlaps == overlaps.max(dim=1, keepdim=True).values).any(dim=0)
+    best_for_a_box = ((overlaps == overlaps.max(dim=1, keepdim=True).values) & (overlaps > 0)).any(dim=0)
     return torch.where(best_for_a_box, best_box, matches)
 
 
@@ -174,7 +174,8 @@ def assign(anchors: Anchors, targets: Sequence[dict[str, Tensor]], matcher: Call
         else:
             matches = torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.boxes.device)
         # two rows more than there are boxes, so that -1 (background) picks label 0, and -2 (left out) label -1
-        labels.append(torch.cat([target["labels"], target["labels"].new_tensor([-1, 0])])[matches])
+        classes = target["labels"].to(matches)
+        labels.append(torch.cat([classes, classes.new_tensor([-1, 0])])[matches])
         matched = torch.cat([target["boxes"].to(anchors.boxes), anchors.boxes.new_zeros(2, 4)])[matches]
         boxes.append(torch.where(matches[:, None] >= 0, matched, anchors.boxes))
     return torch.stack(labels), torch.stack(boxes)

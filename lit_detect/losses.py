@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss, sigmoid_focal_loss
 
 from lit_detect.boxes import Anchors
+from lit_detect.errors import InputError
 
-__all__ = ["BoxLoss", "Criterion", "FocalLoss", "HardNegativeMining", "IoULoss", "SmoothL1", "SquaredError", "YOLOLoss"]
+__all__ = ["BoxLoss", "Criterion", "FocalLoss", "HardNegativeMining", "IoULoss", "SmoothL1", "YOLOBoxLoss", "YOLOLoss"]
 
 
 class BoxLoss(nn.Module, ABC):
@@ -45,11 +46,17 @@ class SmoothL1(BoxLoss):
         return F.smooth_l1_loss(deltas, anchors.encode(boxes), beta=self.beta, reduction="none").sum(dim=-1)
 
 
-class SquaredError(BoxLoss):
-    """Half the squared error of the offsets, summed over the four: YOLOv3, section 2.1; its gradient is their difference."""
+class YOLOBoxLoss(BoxLoss):
+    """YOLOv3's: the gradient of each raw output is its difference from what it should be (section 2.1).
+
+    For the centre, which goes through a sigmoid, that is binary cross-entropy; for width and height half the squared error. Only for
+    offsets of YOLOv3's kind, whose first two are 0..1.
+    """
 
     def forward(self, deltas: Tensor, anchors: Anchors, boxes: Tensor) -> Tensor:
-        return F.mse_loss(deltas, anchors.encode(boxes), reduction="none").sum(dim=-1) / 2
+        wanted = anchors.encode(boxes)
+        centre = F.binary_cross_entropy(deltas[:, :2], wanted[:, :2].clamp(0, 1), reduction="none")
+        return centre.sum(dim=1) + F.mse_loss(deltas[:, 2:], wanted[:, 2:], reduction="none").sum(dim=1) / 2
 
 
 class IoULoss(BoxLoss):
@@ -58,15 +65,23 @@ class IoULoss(BoxLoss):
     Args:
         kind: ``giou`` (Rezatofighi et al. 2019), ``diou`` or ``ciou`` (Zheng et al. 2020, sections 3.2 and 3.3).
         weight: factor of the loss.
+
+    Raises:
+        InputError: another kind.
     """
+
+    KINDS = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}  # noqa: RUF012
 
     def __init__(self, kind: Literal["giou", "diou", "ciou"] = "giou", weight: float = 1.0) -> None:
         super().__init__()
+        if kind not in self.KINDS:
+            raise InputError(f"Expected giou, diou or ciou as the kind of IoULoss but got {kind!r}.")
         self.kind, self.weight = kind, weight
 
     def forward(self, deltas: Tensor, anchors: Anchors, boxes: Tensor) -> Tensor:
-        kinds = {"giou": generalized_box_iou_loss, "diou": distance_box_iou_loss, "ciou": complete_box_iou_loss}
-        loss: Tensor = self.weight * kinds[self.kind](anchors.decode(deltas), boxes)
+        low, high = anchors.decode(deltas).split(2, dim=-1)  # type: ignore[no-untyped-call]
+        decoded = torch.cat([low, torch.maximum(high, low + 1e-3)], dim=-1)  # the angle in CIoU has no gradient at a side of 0
+        loss: Tensor = self.weight * self.KINDS[self.kind](decoded, boxes)
         return loss
 
 
@@ -145,7 +160,7 @@ class HardNegativeMining(Criterion):
 class FocalLoss(Criterion):
     """Focal loss: a sigmoid for each class, and easy anchors weighted down instead of left out (RetinaNet, section 3).
 
-    Both losses of an image are divided by the number of its positives, and averaged over the images (section 4, "Training").
+    Both losses of an image are divided by the number of its positives, and averaged over the images (section 4.1, "Focal Loss").
 
     Args:
         alpha: weight of the positives, 0..1; the negatives weigh one minus this.
@@ -175,8 +190,10 @@ class FocalLoss(Criterion):
 
     def class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The classification loss of each anchor, ``(N, A)``; equations 4 and 5."""
-        one_hot = F.one_hot(labels.clamp(min=0), logits.shape[-1] + 1)[..., 1:].to(logits)
-        loss: Tensor = sigmoid_focal_loss(logits, one_hot, self.alpha, self.gamma, reduction="none").sum(dim=-1)
+        positive = labels > 0
+        wanted = torch.zeros_like(logits)
+        wanted[positive] = F.one_hot(labels[positive] - 1, logits.shape[-1]).to(logits)
+        loss: Tensor = sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma, reduction="none").sum(dim=-1)
         return loss * (labels >= 0)
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -193,11 +210,11 @@ class YOLOLoss(Criterion):
     Args:
         prior: score that objectness and classes start with, 0..1. Darknet takes .5, which makes background cost much at first; .01 as
             in RetinaNet, section 3.3, learns much faster.
-        box_loss: by default the squared error.
+        box_loss: by default `YOLOBoxLoss`.
     """
 
     def __init__(self, prior: float = 0.5, box_loss: BoxLoss | None = None) -> None:
-        super().__init__(box_loss or SquaredError())
+        super().__init__(box_loss or YOLOBoxLoss())
         self.prior = prior
 
     def logit_names(self, classes: list[str]) -> list[str]:

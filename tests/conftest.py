@@ -56,16 +56,13 @@ class TinyBackbone(Backbone):
         return {"fine": fine, "coarse": self.last(fine)}
 
 
-class OneMap(TinyBackbone):
-    """The finer map alone."""
+class OneStride(TinyBackbone):
+    """Two maps of stride 16, of different widths, as R-FCN's conv4 and dilated conv5."""
 
     def __init__(self, width: int = 16) -> None:
         super().__init__(width)
-        del self.last
-        self.out_channels = [width]
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {"fine": self.stem(images)}
+        self.last = nn.Sequential(nn.Conv2d(width, 2 * width, 3, padding=2, dilation=2, bias=False), nn.BatchNorm2d(2 * width), nn.ReLU())
+        self.out_channels = [width, 2 * width]
 
 
 DETECTORS: dict[str, Callable[..., Detector]] = {
@@ -123,7 +120,7 @@ DETECTORS: dict[str, Callable[..., Detector]] = {
         **kwargs,
     ),
     "rfcn": lambda **kwargs: RFCN(
-        CLASSES, OneMap(), region_channels=16, grid=3, anchor_sizes=[[32, 64]], min_size=96, max_size=160, proposals=(50, 50), **kwargs
+        CLASSES, OneStride(), region_channels=16, grid=3, anchor_sizes=[[32, 64]], min_size=96, max_size=160, proposals=(50, 50), **kwargs
     ),
     "ssd_focal": lambda **kwargs: SSD(
         CLASSES,

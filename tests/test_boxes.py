@@ -57,6 +57,11 @@ def test_assign_gives_background_its_own_anchor_as_box():
     assert boxes[1].tolist() == [[0, 0, 10, 9], [50, 50, 60, 60]]
 
 
+def test_a_box_that_no_anchor_meets_makes_no_anchor_positive():
+    anchors = torch.tensor([[0.0, 0, 8, 8], [32, 0, 40, 8], [64, 0, 72, 8]])
+    assert match_or_ignore(Anchors(anchors), torch.tensor([[20.0, 2, 24, 6]]), 0.5, 0.4).tolist() == [-1, -1, -1]
+
+
 def test_assign_leaves_the_undecided_out():
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4.5], [50, 50, 60, 60]])
     one = {"boxes": torch.tensor([[0.0, 0, 10, 10]]), "labels": torch.tensor([3])}

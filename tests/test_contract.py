@@ -1,12 +1,22 @@
 """What every detector owes its users, whatever its architecture."""
 
+import copy
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from tests.conftest import CLASSES, random_batch
+from lit_detect import FCOS, FocalLoss, HardNegativeMining, IoULoss, RetinaNet, SmoothL1, YOLOLoss
+from tests.conftest import CLASSES, DETECTORS, TinyBackbone, random_batch
 
 EMPTY = [0, 0]
+SMALL = {"fpn_channels": 64, "min_size": 96, "max_size": 160}
+DENSE = {
+    "ssd": DETECTORS["ssd"],
+    "yolov3": DETECTORS["yolov3"],
+    "retinanet": lambda **kwargs: RetinaNet(CLASSES, TinyBackbone(), **SMALL, **kwargs),
+    "fcos_any": lambda **kwargs: FCOS(CLASSES, TinyBackbone(), **SMALL, **kwargs),
+}
 
 
 @pytest.mark.parametrize("counts", [[2, 3], [0, 3], EMPTY])
@@ -18,8 +28,8 @@ def test_losses_are_named_and_finite_and_reach_every_parameter(build, counts):
     sum(losses.values()).backward()
     without = [name for name, parameter in network.named_parameters() if parameter.requires_grad and parameter.grad is None]
     assert without == []
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.requires_grad)
     if counts != EMPTY:
-        assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.requires_grad)
         assert all(loss > 0 for loss in losses.values())
 
 
@@ -97,3 +107,33 @@ def test_half_precision_stops_before_boxes_and_losses(build):
     for name, loss in losses.items():
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, exact[name], rtol=0.1, atol=0.05)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = network.train()(images, targets)
+    sum(losses.values()).backward()
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("box_loss", [SmoothL1(), IoULoss("giou"), IoULoss("diou"), IoULoss("ciou")])
+@pytest.mark.parametrize("criterion", [FocalLoss, HardNegativeMining, YOLOLoss])
+@pytest.mark.parametrize("detector", ["ssd", "retinanet", "fcos_any", "yolov3"])
+def test_criteria_and_box_losses_swap_freely(detector, criterion, box_loss):
+    network = DENSE[detector](criterion=criterion(box_loss=box_loss)).network.train()
+    images, targets = random_batch([(96, 96), (96, 96)], [2, 3])
+    losses = network(torch.stack(images), targets)
+    sum(losses.values()).backward()
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
+    assert all(parameter.grad.isfinite().all() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def test_the_networks_copy_has_its_own_weights(build):
+    """As averaging of weights needs it; a box head may be a method of the backbone."""
+    network = build(score_threshold=0.0).network.eval()
+    copied = copy.deepcopy(network)
+    for parameter in network.parameters():
+        parameter.data.fill_(float("nan"))
+    images, _ = random_batch([(96, 96)], [0])
+    with torch.no_grad():
+        (found,) = copied(images)
+    assert len(found["boxes"])
+    assert found["scores"].isfinite().all()

@@ -1,4 +1,4 @@
-"""Feature extractors: any classification network of torchvision by node names or of timm by indices, and SSD's VGG16."""
+"""Feature extractors: any classification network of torchvision by node names or of timm by indices."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torchvision.models import get_model, get_model_weights, list_models, vgg16
+from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from lit_detect.errors import InputError
 from lit_detect.models.weights import load_backbone_weights
 
-__all__ = ["VGG16", "Backbone", "TimmBackbone", "TorchvisionBackbone"]
+__all__ = ["Backbone", "TimmBackbone", "TorchvisionBackbone"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -203,13 +202,21 @@ class TimmBackbone(Backbone):
     def _build(self, **pretrained: Any) -> Any:
         try:
             import timm
+            from timm.layers.norm_act import BatchNormAct2d
         except ImportError as error:
             raise InputError(f"Expected timm for the network {self.name}: pip install 'lit_detect[timm]'.") from error
         chosen: dict[str, Any] = {} if self.indices is None else {"out_indices": self.indices}
         try:
-            return timm.create_model(self.name, features_only=True, **chosen, **dict(self.arguments or {}), **pretrained)
+            network = timm.create_model(self.name, features_only=True, **chosen, **dict(self.arguments or {}), **pretrained)
         except (RuntimeError, AssertionError, OSError) as error:
             raise InputError(f"Expected a network of timm with these maps and weights but got {self.name}: {error}") from error
+        for module in list(network.modules()):
+            for child_name, child in module.named_children():
+                if isinstance(child, BatchNormAct2d):  # SyncBN would take its place, and its activation be gone
+                    norm = nn.BatchNorm2d(child.num_features, child.eps, child.momentum)
+                    norm.load_state_dict(child.state_dict())
+                    setattr(module, child_name, nn.Sequential(norm, child.drop, child.act))
+        return network
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         maps = self.body(images)
@@ -223,70 +230,6 @@ class TimmBackbone(Backbone):
             self.body.load_state_dict(self._build(pretrained=True, **file).state_dict())
 
 
-class VGG16(Backbone):
-    """VGG16 as SSD changes it: section 3, "Base network", and for 512 section 3.3.
-
-    pool3 rounds up, conv4_3 is L2-normalised with a learnt scale that starts at 20, pool5 is 3x3 with stride 1, fc6 is an atrous 3x3
-    convolution (dilation 6) and fc7 a 1x1, and extra layers go on down to a map of 1x1.
-
-    Args:
-        size: 300 or 512: which extra layers are added.
-        weights: see `TorchvisionBackbone`. ``IMAGENET1K_FEATURES`` are the original Caffe weights, and have a mean and std of their own.
-        frozen: patterns of module names in torchvision's naming (``features.[0-4]``).
-        mean: see `TorchvisionBackbone`.
-        std: see `TorchvisionBackbone`.
-
-    >>> VGG16(300).feature_sizes(300), VGG16(512).feature_sizes(512)
-    ([38, 19, 10, 5, 3, 1], [64, 32, 16, 8, 4, 2, 1])
-    """
-
-    def __init__(
-        self,
-        size: int = 300,
-        weights: str | None = "IMAGENET1K_FEATURES",
-        frozen: Sequence[str] = (),
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-    ) -> None:
-        super().__init__()
-        if size not in (300, 512):
-            raise InputError(f"Expected size 300 or 512 for SSD's VGG16 but got {size}; TorchvisionBackbone('vgg16', ...) takes any size.")
-        self.size, self.weights, self.frozen = size, weights, list(frozen)
-        self.mean, self.std = normalisation("vgg16", weights, mean, std)
-        self.features = vgg16(weights=None).features[:-1]  # conv1_1 to conv5_3
-        self.features[16].ceil_mode = True  # pool3: 75 -> 38, as in Caffe
-        self.scale_weight = nn.Parameter(torch.full((512,), 20.0))
-        self.fc = nn.Sequential(
-            nn.MaxPool2d(3, stride=1, padding=1),
-            nn.Conv2d(512, 1024, 3, padding=6, dilation=6),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(1024, 1024, 1),
-            nn.ReLU(inplace=True),
-        )
-        half = {"stride": 2, "padding": 1}
-        kinds: list[dict[str, int]] = [half, half, {}, {}] if size == 300 else [half, half, half, half, {"kernel_size": 4, "padding": 1}]
-        self.out_channels = [512, 1024, 512, *[256] * (len(kinds) - 1)]
-        self.extra = nn.ModuleList(
-            vgg_extra(c_in, c_out, **kind) for c_in, c_out, kind in zip(self.out_channels[1:], self.out_channels[2:], kinds, strict=False)
-        )
-        for layer in [*self.fc.modules(), *self.extra.modules()]:
-            if isinstance(layer, nn.Conv2d):
-                nn.init.xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-        self.freeze(self, self.frozen, norms=False)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        conv4_3 = self.features[:23](images)
-        maps = [self.scale_weight.view(1, -1, 1, 1) * F.normalize(conv4_3.float()), self.fc(self.features[23:](conv4_3))]
-        for extra in self.extra:
-            maps.append(extra(maps[-1]))
-        return {str(index): feature for index, feature in enumerate(maps)}
-
-    def load_weights(self) -> None:
-        if self.weights is not None:
-            load_backbone_weights({"features": self.features}, "vgg16", self.weights)
-
-
 def feature_shapes(network: nn.Module, size: int) -> list[torch.Size]:
     """Shape of each feature map for one square image of `size` pixels; shapes alone are worked out, nothing is computed."""
     tensors = [*network.named_parameters(), *network.named_buffers()]
@@ -296,17 +239,6 @@ def feature_shapes(network: nn.Module, size: int) -> list[torch.Size]:
         features = functional_call(network.eval(), state, (torch.empty(1, 3, size, size, device="meta"),))
     network.train(training)
     return [feature.shape for feature in features.values()]
-
-
-def vgg_extra(in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1, padding: int = 0) -> nn.Sequential:
-    """conv8 to conv12 of SSD: a 1x1 reduction to half the channels, then a convolution that shrinks the map."""
-    middle = out_channels // 2
-    return nn.Sequential(
-        nn.Conv2d(in_channels, middle, 1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(middle, out_channels, kernel_size, stride=stride, padding=padding),
-        nn.ReLU(inplace=True),
-    )
 
 
 def normalisation(

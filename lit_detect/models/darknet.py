@@ -15,7 +15,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from lit_detect.errors import InputError
 from lit_detect.models.backbones import Backbone
-from lit_detect.models.weights import read_file
+from lit_detect.models.weights import local_file, read_file
 
 __all__ = ["Darknet53", "convolution"]
 
@@ -57,10 +57,9 @@ class Darknet53(Backbone):
     def load_weights(self) -> None:
         if self.weights is None:
             return
-        if Path(self.weights).is_file() and not zipfile.is_zipfile(self.weights):  # torch saves zip files
-            state = read_darknet(self, Path(self.weights))
-        else:
-            state = read_file(self.weights, "a file in darknet's format", " as weights of Darknet-53")
+        purpose = " as weights of Darknet-53"
+        path = local_file(self.weights, "a file in darknet's format", purpose)
+        state = read_file(str(path), "", purpose) if zipfile.is_zipfile(path) else read_darknet(self, path)  # torch saves zip files
         wrong = [key for key, tensor in self.state_dict().items() if key not in state or state[key].shape != tensor.shape]
         if wrong:
             found = f"{len(wrong)} tensors are missing or of another shape: {', '.join(wrong[:3])} ..."
@@ -89,12 +88,15 @@ def convolution(in_channels: int, out_channels: int, kernel_size: int, stride: i
 
 
 def read_darknet(network: nn.Module, path: Path) -> dict[str, Tensor]:
-    """The state dict of a network that a file in darknet's format starts with: 20 bytes of header, then float32 layer by layer."""
+    """The state dict of a network that a file in darknet's format starts with: its version, images seen, then float32 by layer."""
+    version = np.fromfile(path, "<i4", count=3)[:2].tolist()
+    if version not in ([0, 1], [0, 2]):
+        raise InputError(f"Expected a state dict, or a file in darknet's format, which starts with its version 0.1 or 0.2, but got {path}.")
     state = network.state_dict()
     order = ("1.bias", "1.weight", "1.running_mean", "1.running_var", "0.weight")
     keys = [f"{name}.{key}" for name, layer in network.named_modules() if isinstance(layer, Conv2dNormActivation) for key in order]
     sizes = [state[key].numel() for key in keys]
-    numbers = torch.from_numpy(np.fromfile(path, "<f4", count=sum(sizes), offset=20))
+    numbers = torch.from_numpy(np.fromfile(path, "<f4", count=sum(sizes), offset=20 if version == [0, 2] else 16))
     if len(numbers) < sum(sizes):
         raise InputError(f"Expected a state dict, or {sum(sizes)} numbers in darknet's format, in {path} but got {len(numbers)} numbers.")
     return state | {key: part.view_as(state[key]) for key, part in zip(keys, torch.split(numbers, sizes), strict=True)}

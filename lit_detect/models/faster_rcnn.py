@@ -13,6 +13,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from lit_detect.detections import PostProcess
 from lit_detect.detector import Detector
+from lit_detect.errors import InputError
 from lit_detect.losses import BoxLoss, SmoothL1
 from lit_detect.models.backbones import Backbone, resnet50
 from lit_detect.models.inputs import ShortestSide
@@ -61,6 +62,9 @@ class FasterRCNN(Detector):
         detections_per_image: at most so many, best first.
         **kwargs: see `Detector`.
 
+    Raises:
+        InputError: anchor sizes that do not fit the maps; region layers with FPN.
+
     >>> detector = FasterRCNN(["cat", "dog"])
     >>> detector.network.rpn.anchor_generator.sizes
     ((32,), (64,), (128,), (256,), (512,))
@@ -101,6 +105,8 @@ class FasterRCNN(Detector):
         if backbone is None:
             stages = ["layer1", "layer2", "layer3", "layer4"]
             backbone = resnet50(stages) if fpn else resnet50(["layer3"], region_layers=["layer4"])
+        if fpn and backbone.region_layers:
+            raise InputError(f"Expected fpn: false with an extractor that has region_layers but got {list(backbone.region_layers)}.")
         of_maps = strides(backbone)
         trunk: FeaturePyramid | LastMap
         roi_pooler: nn.Module
@@ -145,7 +151,7 @@ class PooledNetwork(TwoStageNetwork):
     """A `TwoStageNetwork` that pools each proposal's features and puts them through layers of their own: Fast R-CNN, section 2.
 
     Args:
-        roi_pool: maps, proposals of each image and sizes of the images to pooled features ``(P, D, h, w)``.
+        roi_pool: maps, proposals of each image and the images' sizes to pooled features ``(P, D, h, w)``.
         box_head: pooled features to features ``(P, D)``.
         box_predictor: these to logits ``(P, C + 1)`` and offsets ``(P, 4 (C + 1))``.
         **parts: see `TwoStageNetwork`.
@@ -155,8 +161,10 @@ class PooledNetwork(TwoStageNetwork):
         super().__init__(**parts)
         self.roi_pool, self.box_head, self.box_predictor = roi_pool, box_head, box_predictor
 
-    def refine(self, features: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        logits, deltas = self.box_predictor(self.box_head(self.roi_pool(features, proposals, sizes)))
+    def refine(self, features: dict[str, Tensor], proposals: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        # the padded size, and not each image's: torchvision works strides out of the first that it sees, and keeps them
+        pooled = self.roi_pool(features, proposals, [size] * len(proposals))
+        logits, deltas = self.box_predictor(self.box_head(pooled))
         return logits.float(), deltas.float().unflatten(1, (-1, 4))
 
 

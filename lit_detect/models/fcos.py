@@ -14,6 +14,7 @@ from torchvision.models.detection.fcos import FCOSHead
 
 from lit_detect.boxes import Anchors
 from lit_detect.detections import PostProcess
+from lit_detect.errors import InputError
 from lit_detect.losses import BoxLoss, Criterion, FocalLoss, IoULoss
 from lit_detect.models.backbones import Backbone, resnet50
 from lit_detect.models.dense import DenseDetector, DenseNetwork, MapAnchors
@@ -86,13 +87,16 @@ class FCOS(DenseDetector):
 class FCOSLoss(FocalLoss):
     """Focal loss, an overlap loss for boxes, and binary cross-entropy for centerness: section 3.1 and equation 3.
 
-    All three are divided by the number of positives in the batch.
+    All three are divided by the number of positives in the batch. Only for FCOS, whose offsets are distances.
 
     Args:
         alpha: see `FocalLoss`.
         gamma: see `FocalLoss`.
         prior: see `FocalLoss`.
         box_loss: by default GIoU.
+
+    Raises:
+        InputError: in use, with anchors that are not points.
     """
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0, prior: float = 0.01, box_loss: BoxLoss | None = None) -> None:
@@ -103,6 +107,8 @@ class FCOSLoss(FocalLoss):
         return [*classes, CENTERNESS]
 
     def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
+        if not isinstance(anchors, Points):
+            raise InputError("Expected FCOS as the detector that FCOSLoss is given to, since centerness is of points.")
         positive = labels > 0  # (N, A)
         count = positive.sum().clamp(min=1)
         points, boxes = anchors[positive.nonzero()[:, 1]], boxes[positive]
@@ -132,7 +138,7 @@ def centerness(distances: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Points(Anchors):
-    """The points of FCOS, as squares of a stride's side around them.
+    """The points of FCOS, as squares of a stride's side around them; as torchvision's they are at multiples of the stride.
 
     Offsets are the distances from the point to the left, top, right and bottom of the box, in strides.
     """

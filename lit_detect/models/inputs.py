@@ -127,5 +127,5 @@ class ShortestSide(Normalize):
         sizes = self.train_min_sizes if self.training else [self.min_size]
         min_size = sizes[int(torch.randint(len(sizes), ()))] if len(sizes) > 1 else sizes[0]
         scale = min(min_size / short, self.max_size / long)
-        image = super().forward(image)
-        return F.interpolate(image, scale_factor=scale, mode="bilinear", align_corners=False, recompute_scale_factor=True)
+        size = [max(1, int(side * scale)) for side in image.shape[-2:]]
+        return F.interpolate(super().forward(image), size, mode="bilinear", align_corners=False)

@@ -26,7 +26,7 @@ class RegionSampling:
     (OHEM; Shrivastava et al. 2016, section 4), for which all go through the box head.
 
     Args:
-        batch_size: how many, B.
+        batch_size: how many of each image, B.
         match_threshold: least IoU of a positive proposal with its box, 0..1.
         positive_fraction: of a random sample.
         ohem: take the hardest.

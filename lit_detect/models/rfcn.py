@@ -31,7 +31,7 @@ class RFCN(Detector):
             By default ResNet-50, with conv4 and a dilated conv5 (section 2, "Backbone architecture", and the a trous trick).
         region_channels: channels that the last map is reduced to by a 1x1 convolution (section 2: 1024).
         grid: side k of the grid of position-sensitive maps.
-        min_size: shorter side of the input in pixels.
+        min_size: shorter side of the input in pixels (section 3: 600).
         max_size: longest side of the input in pixels.
         train_min_sizes: shorter sides to choose from in training.
         anchor_sizes: see `FasterRCNN`.
@@ -50,7 +50,7 @@ class RFCN(Detector):
         **kwargs: see `Detector`.
 
     Raises:
-        InputError: a backbone with more maps, or of different strides.
+        InputError: a backbone with more maps, or of different strides, or with region layers.
     """
 
     network: PositionSensitiveNetwork
@@ -82,6 +82,8 @@ class RFCN(Detector):
         super().__init__(classes, **kwargs)
         backbone = backbone or atrous_resnet("resnet50")
         of_maps = strides(backbone)
+        if backbone.region_layers:
+            raise InputError("Expected a backbone without region_layers: in R-FCN nothing is learnt for a region.")
         if len(of_maps) > 2 or len(set(of_maps)) > 1:
             raise InputError(f"Expected a backbone of one map, or of two of one stride, but got strides {of_maps}.")
         rpn = proposal_network(
@@ -175,6 +177,6 @@ class PositionSensitiveNetwork(TwoStageNetwork):
     def propose(self, inputs: Inputs, features: dict[str, Tensor], targets: Targets | None) -> tuple[dict[str, Tensor], list[Tensor]]:
         return super().propose(inputs, {"proposals": features["proposals"]}, targets)
 
-    def refine(self, features: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def refine(self, features: dict[str, Tensor], proposals: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         with torch.autocast(features["scores"].device.type, enabled=False):
             return self.maps.vote(features["scores"], proposals), self.maps.vote(features["boxes"], proposals)[:, None]

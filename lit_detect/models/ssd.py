@@ -17,10 +17,11 @@ from lit_detect.boxes import match
 from lit_detect.detections import PostProcess
 from lit_detect.errors import InputError
 from lit_detect.losses import Criterion, HardNegativeMining
-from lit_detect.models.backbones import VGG16, Backbone, TorchvisionBackbone
+from lit_detect.models.backbones import Backbone, TorchvisionBackbone
 from lit_detect.models.dense import DenseDetector, DenseNetwork, FixedAnchors
 from lit_detect.models.inputs import FixedSize
 from lit_detect.models.pyramid import FeaturePyramid
+from lit_detect.models.vgg import VGG16
 
 __all__ = ["SSD", "SSDLite", "default_boxes"]
 
@@ -39,7 +40,8 @@ STEPS: dict[tuple[int, ...], tuple[float, ...]] = {(38, 19, 10, 5, 3, 1): (8, 16
 class SSD(DenseDetector):
     """SSD over any feature extractor, with the paper's VGG16 as the default.
 
-    Layers are added to the backbone's last map until it is 1x1 (section 2.1, "Multi-scale feature maps for detection").
+    Layers are added to the backbone's last map until it is 1x1 (section 2.1, "Multi-scale feature maps for detection"). They have
+    batch norms, which on a map of 1x1 need batches of two images or more in training; VGG16 has layers of its own, without norms.
 
     Args:
         classes: see `Detector`.

@@ -55,14 +55,14 @@ class TwoStageNetwork(nn.Module, ABC):
         features = self.features(inputs)
         if not self.training:
             _, proposals = self.propose(inputs, features, None)
-            return self.detect(inputs, proposals, *self.refine(features, proposals, inputs.sizes))
+            return self.detect(inputs, proposals, *self.refine(features, proposals, inputs.images.shape[-2:]))
         targets = inputs.scale_targets(targets)
         losses, proposals = self.propose(inputs, features, targets)
         proposals = [torch.cat([of_image, target["boxes"]]) for of_image, target in zip(proposals, targets, strict=True)]
         labels, boxes = label_proposals(proposals, targets, self.sampling.match_threshold)
         places = self.sampling.sample(labels)
         proposals, labels, boxes = pick(proposals, places), pick(labels, places), pick(boxes, places)
-        return losses | self.box_losses(*self.refine(features, proposals, inputs.sizes), proposals, labels, boxes)
+        return losses | self.box_losses(*self.refine(features, proposals, inputs.images.shape[-2:]), proposals, labels, boxes)
 
     def evaluate(self, images: Tensor | Sequence[Tensor], targets: Targets) -> tuple[dict[str, Tensor], Targets]:
         """Losses and detections of one pass, in eval. The losses' random samples are the same at every call.
@@ -76,7 +76,7 @@ class TwoStageNetwork(nn.Module, ABC):
         with torch.random.fork_rng([inputs.images.device] if inputs.images.is_cuda else []):
             torch.manual_seed(0)
             losses, proposals = self.propose(inputs, features, targets)
-            logits, deltas = self.refine(features, proposals, inputs.sizes)
+            logits, deltas = self.refine(features, proposals, inputs.images.shape[-2:])
             labels, boxes = label_proposals(proposals, targets, self.sampling.match_threshold)
             places = self.sampling.sample(labels)
         counts = [len(of_image) for of_image in proposals]
@@ -106,13 +106,13 @@ class TwoStageNetwork(nn.Module, ABC):
         return {"rpn_class_loss": class_loss, "rpn_box_loss": box_loss}, proposals
 
     @abstractmethod
-    def refine(self, features: dict[str, Tensor], proposals: list[Tensor], sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def refine(self, features: dict[str, Tensor], proposals: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The second stage, on the proposals of all images.
 
         Args:
             features: from `features`.
             proposals: of each image, ``(P, 4)`` in the network's pixels.
-            sizes: height and width of each image.
+            size: height and width of the batch in pixels, padding included.
 
         Returns:
             Logits ``(P, C + 1)`` and offsets ``(P, C + 1, 4)``, or ``(P, 1, 4)`` if all classes share them; float32.
@@ -192,7 +192,6 @@ class LastMap(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.backbone, self.out_channels = backbone, backbone.out_channels[-1]
-        self.strides = [512 // backbone.feature_sizes(512)[-1]]
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {"0": next(reversed(self.backbone(images).values()))}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
-import urllib.error
+import urllib.parse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,13 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import get_model_weights, get_weight
 from torchvision.models._meta import _COCO_CATEGORIES
 
 from lit_detect.errors import InputError
 
-__all__ = ["load_backbone_weights", "read_file", "start_from"]
+__all__ = ["load_backbone_weights", "local_file", "read_file", "start_from"]
 
 # torchvision sets these models' norms to eps 0 after it has loaded these weights
 WITHOUT_EPS = ("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", "RetinaNet_ResNet50_FPN_Weights.COCO_V1")
@@ -62,22 +64,32 @@ def read_file(source: str, expected: str, purpose: str = "") -> dict[str, Any]:
     Raises:
         InputError: not a file, or not one of plain data; a fetch failed.
     """
+    path = local_file(source, expected, purpose)
     try:
-        if source.startswith(("http://", "https://", "file://")):
-            fetched: dict[str, Any] = torch.hub.load_state_dict_from_url(source, map_location="cpu", weights_only=True, progress=True)
-            return fetched
-        if not Path(source).is_file():
-            raise InputError(f"Expected {expected}, a file or a URL{purpose} but got {source!r}.")
-        content: dict[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
-        return content
+        with torch.serialization.safe_globals([argparse.Namespace]):  # which torchvision's training script puts into checkpoints
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise InputError(f"Expected weights as plain data but {source} is damaged or holds code, which is not run.") from error
-    except (urllib.error.URLError, OSError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise InputError(
-            f"Could not fetch {source} ({error}). On a machine without network, put that file into {folder}, "
-            "or give its path instead, or set weights to null to train from scratch."
-        ) from error
+    return content
+
+
+def local_file(source: str, expected: str, purpose: str = "") -> Path:
+    """The file itself, or what a URL leads to, fetched once into torch's hub folder; for the rest see `read_file`."""
+    if not source.startswith(("http://", "https://", "file://")):
+        if not Path(source).is_file():
+            raise InputError(f"Expected {expected}, a file or a URL{purpose} but got {source!r}.")
+        return Path(source)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urllib.parse.urlparse(source).path).name
+    if not path.exists():
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(source, str(path), progress=True)
+        except OSError as error:
+            raise InputError(
+                f"Could not fetch {source} ({error}). On a machine without network, put that file into {path.parent}, "
+                "or give its path instead, or set weights to null to train from scratch."
+            ) from error
+    return path
 
 
 def start_from(network: nn.Module, source: str, classes: Sequence[str], class_outputs: Mapping[str, tuple[list[str], int]]) -> None:
@@ -101,10 +113,10 @@ def start_from(network: nn.Module, source: str, classes: Sequence[str], class_ou
     state, categories = read_detector(source)
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-    state = pair(own, state, source)
+    state = pair(own, state, source, class_outputs)
     if source in WITHOUT_EPS:
-        variances = [(f"{name}.running_var", module.eps) for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
-        state |= {name: state[name] - eps for name, eps in variances}
+        norms = [(f"{name}.running_var", module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
+        state |= {name: state[name] - module.eps for name, module in norms if name in state}
     taken, left = Counter[str](), []
     for name, tensor in own.items():
         found, reason = state.get(name), "is not in it"
@@ -134,14 +146,21 @@ def read_detector(source: str) -> tuple[dict[str, Tensor], list[str] | None]:
     content = read_file(source, "a torchvision detection weights name such as SSD300_VGG16_Weights.COCO_V1", " as init_from")
     if "state_dict" in content:
         state = {name.removeprefix("network."): tensor for name, tensor in content["state_dict"].items()}
-        return state, ["__background__", *content.get("hyper_parameters", {}).get("classes", [])]
+        classes = content.get("hyper_parameters", {}).get("classes")
+        return state, classes and ["__background__", *classes]
     return content.get("model", content), None
 
 
-def pair(own: Mapping[str, Tensor], state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+def pair(own: Mapping[str, Tensor], state: dict[str, Tensor], source: str, class_outputs: Mapping[str, Any]) -> dict[str, Tensor]:
     """The source's tensors by our names."""
-    kinds, theirs = ([name.rpartition(".")[2] for name in names] for names in (own, state))
-    if set(own) != set(state) and kinds == theirs:  # weight, bias, running_mean, ...: torchvision's, in the same order
+    free = [name.rpartition(".")[0] in class_outputs for name in own]
+
+    def layout(tensors: Mapping[str, Tensor]) -> list[Any]:
+        """Weight, bias, running_mean and so on, and the shape where it does not depend on the classes."""
+        named = zip(tensors.items(), free, strict=True)
+        return [(name.rpartition(".")[2], None if of_classes else tensor.shape) for (name, tensor), of_classes in named]
+
+    if set(own) != set(state) and len(own) == len(state) and layout(own) == layout(state):  # torchvision's, in the same order
         return dict(zip(own, state.values(), strict=True))
     if not set(own) & set(state):
         raise InputError(

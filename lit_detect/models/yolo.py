@@ -93,7 +93,12 @@ class YOLOv3(DenseDetector):
 
 
 class Pyramid(nn.Module):
-    """A backbone, and layers that carry its coarse maps down to the finer ones: section 2.3, and darknet's yolov3.cfg."""
+    """A backbone, and layers that carry its coarse maps down to the finer ones: section 2.3, and darknet's yolov3.cfg.
+
+    Args:
+        backbone: the feature extractor.
+        widths: channels of the layers on each of its last maps, largest map first.
+    """
 
     def __init__(self, backbone: Backbone, widths: Sequence[int]) -> None:
         super().__init__()
@@ -121,7 +126,13 @@ class Pyramid(nn.Module):
 
 
 class YOLOHead(nn.Module):
-    """1x1 convolutions on every map, in torchvision's layout of SSD's head; offsets are those of `CellAnchors`."""
+    """1x1 convolutions on every map, in torchvision's layout of SSD's head; offsets are those of `CellAnchors`.
+
+    Args:
+        channels: of each map.
+        boxes_per_cell: anchors of each map.
+        num_logits: for each anchor.
+    """
 
     def __init__(self, channels: Sequence[int], boxes_per_cell: Sequence[int], num_logits: int) -> None:
         super().__init__()

@@ -92,10 +92,11 @@ def test_weights_that_are_not_there_say_what_to_do(given, message, tmp_path, mon
         TorchvisionBackbone("mobilenet_v2", NODES, weights=given).load_weights()
 
 
-def test_a_name_of_torchvisions_weights_leads_to_their_address(monkeypatch):
+def test_a_name_of_torchvisions_weights_leads_to_their_address(monkeypatch, tmp_path):
     asked = []
     state = mobilenet_v2(weights=None).state_dict()
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **kwargs: asked.append(url) or state)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, **_: asked.append(url) or torch.save(state, path))
     TorchvisionBackbone("mobilenet_v2", NODES, weights="IMAGENET1K_V2").load_weights()
     assert asked[0].endswith("mobilenet_v2-7ebf99e0.pth")
 
@@ -187,6 +188,13 @@ def test_timm_networks(name, indices, tmp_path):
         zip(backbone.out_channels, backbone.feature_sizes(224), strict=True)
     )
     assert not any(module.training for module in backbone.train().modules() if isinstance(module, nn.BatchNorm2d))
+    whole = timm.create_model(name, features_only=True, out_indices=indices, checkpoint_path=str(tmp_path / "network.pth")).eval()
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(backbone).eval()  # which knows nothing of activations inside of norms
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        for found, expected in zip(synced(images).values(), whole(images), strict=True):
+            expected = expected.permute(0, 3, 1, 2) if name.startswith("swin") else expected
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

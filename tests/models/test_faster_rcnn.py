@@ -135,10 +135,10 @@ def test_boxes_of_a_bf16_run_are_within_half_a_pixel():
     proposals = [torch.tensor([[10.0, 20, 300, 310], [100, 50, 470, 110], [7.3, 9.1, 40.2, 33.3]])]
     anchors = Anchors(proposals[0][:, None])
     with torch.no_grad():
-        exact = anchors.decode(network.refine(network.features(inputs), proposals, inputs.sizes)[1])
+        exact = anchors.decode(network.refine(network.features(inputs), proposals, inputs.images.shape[-2:])[1])
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features = network.features(inputs)
-            _, deltas = network.refine(features, proposals, inputs.sizes)
+            _, deltas = network.refine(features, proposals, inputs.images.shape[-2:])
     assert deltas.dtype == next(iter(features.values())).dtype == torch.float32
     assert 0 < (anchors.decode(deltas) - exact).abs().max() < 0.5
 
@@ -149,3 +149,15 @@ def test_boxes_of_a_bf16_run_are_within_half_a_pixel():
 def test_anchor_sizes_that_do_not_fit_are_named(sizes, message):
     with pytest.raises(InputError, match=message):
         FasterRCNN(["a"], TinyBackbone(), anchor_sizes=sizes)
+
+
+def test_region_layers_with_a_pyramid_are_refused():
+    with pytest.raises(InputError, match="Expected fpn: false"):
+        FasterRCNN(["a"], TorchvisionBackbone("resnet18", ["layer3"], region_layers=["layer4"]))
+
+
+def test_the_first_images_shape_does_not_fix_the_strides():
+    network = FasterRCNN(["a"], TinyBackbone(), min_size=96, max_size=1000).network.eval()
+    with torch.no_grad():
+        network([torch.zeros(3, 30, 1000, dtype=torch.uint8)])
+    assert network.roi_pool.scales == [1 / 16, 1 / 32]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torchvision.models.detection import fcos_resnet50_fpn
 
-from lit_detect import FCOS, Anchors, FCOSLoss, FocalLoss, TorchvisionBackbone
+from lit_detect import FCOS, SSD, Anchors, FCOSLoss, FocalLoss, InputError, TorchvisionBackbone
 from lit_detect.models.fcos import Points, centerness, match_points
-from tests.conftest import TinyBackbone, random_batch
+from tests.conftest import CLASSES, TinyBackbone, random_batch
 from tests.models.parity import COCO_80, assert_parity, only_coco
 
 
@@ -62,3 +62,9 @@ def test_a_criterion_without_centerness_leaves_it_out():
 def test_scores_are_the_geometric_mean_of_class_and_centerness():
     logits = torch.tensor([[[0.0, math.log(3.0), math.log(4.0)]]])
     assert FCOSLoss().scores(logits).flatten().tolist() == pytest.approx([math.sqrt(0.5 * 0.8), math.sqrt(0.75 * 0.8)])
+
+
+def test_its_loss_is_refused_by_detectors_without_points():
+    detector = SSD(CLASSES, 96, TinyBackbone(), FCOSLoss(), scales="linear", extra_channels=[16])
+    with pytest.raises(InputError, match="Expected FCOS"):
+        detector.network.train()(*random_batch([(96, 96)] * 2, [1, 1]))

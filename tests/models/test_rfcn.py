@@ -58,7 +58,7 @@ def test_nothing_is_learnt_or_multiplied_for_a_region(monkeypatch):
     features = network.features(inputs)
     for parameter in network.parameters():
         parameter.data.fill_(float("nan"))
-    logits, deltas = network.refine(features, [torch.tensor([[0.0, 0, 50, 50]])], inputs.sizes)
+    logits, deltas = network.refine(features, [torch.tensor([[0.0, 0, 50, 50]])], (96, 96))
     assert logits.isfinite().all()
     assert deltas.isfinite().all()
 

@@ -1,3 +1,5 @@
+from argparse import Namespace
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -8,7 +10,7 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn, ssdlite320_mob
 from lit_detect import DSSD, RFCN, SSD, FasterRCNN, InputError, RetinaNet, SSDLite, TorchvisionBackbone, YOLOv3
 from lit_detect.data.datamodule import collate
 from lit_detect.models import weights
-from tests.conftest import DETECTORS, OneMap, TinyBackbone, random_batch
+from tests.conftest import DETECTORS, OneStride, TinyBackbone, random_batch
 from tests.test_contract import save
 
 ANIMALS = ["dog", "zebra", "cat"]  # in another order than COCO's
@@ -35,7 +37,7 @@ def reference():
     return ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=91).eval()
 
 
-@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state, "epoch": 3}])
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state, "epoch": 3, "args": Namespace(lr=0.02)}])
 def test_classes_are_found_among_cocos_91_by_name(reference, tmp_path, log, wrap):
     torch.save(wrap(reference.state_dict()), tmp_path / "ssdlite.pth")
     detector = ssdlite(ANIMALS, init_from=str(tmp_path / "ssdlite.pth"))
@@ -51,9 +53,11 @@ def test_classes_are_found_among_cocos_91_by_name(reference, tmp_path, log, wrap
     assert "took" in log[0]
 
 
-def test_a_torchvision_weights_name_leads_to_their_address(reference, monkeypatch):
+def test_a_torchvision_weights_name_leads_to_their_address(reference, monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **_: asked.append(url) or reference.state_dict())
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    fetch = lambda url, path, **_: asked.append(url) or torch.save(reference.state_dict(), path)  # noqa: E731
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
     detector = ssdlite(ANIMALS, init_from="SSDLite320_MobileNet_V3_Large_Weights.COCO_V1")
     detector.load_start_weights()
     assert asked[0].endswith("ssdlite320_mobilenet_v3_large_coco-a79551df.pth")
@@ -104,7 +108,7 @@ def test_some_classes_of_a_checkpoint_of_ours(name, tmp_path, log):
         "yolov3": lambda c: YOLOv3(
             c, size=96, backbone=TinyBackbone(), anchor_sizes=[[[10, 13], [16, 30]], [[33, 23], [60, 60]]], widths=[8, 16]
         ),
-        "rfcn": lambda c: RFCN(c, OneMap(), region_channels=16, grid=3, anchor_sizes=[[32, 64]], **small),
+        "rfcn": lambda c: RFCN(c, OneStride(), region_channels=16, grid=3, anchor_sizes=[[32, 64]], **small),
         "faster_rcnn_fpn": lambda c: FasterRCNN(c, TinyBackbone(), fpn_channels=16, head_channels=16, **small),
     }[name](["horse", "cat"])
     same_outputs(source, target, tmp_path / "source.ckpt")
@@ -123,15 +127,19 @@ def test_dssd_starts_from_a_trained_ssd(tmp_path, log):
     assert any("has the shape" in line for line in log)
 
 
-def test_norms_whose_eps_torchvision_sets_to_zero(monkeypatch):
+@pytest.mark.parametrize("synced", [False, True])
+def test_norms_whose_eps_torchvision_sets_to_zero(monkeypatch, tmp_path, synced):
     reference = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
     for module in reference.modules():
         if hasattr(module, "running_var"):
             module.running_var.uniform_(1e-6, 1e-4)  # where eps matters
             module.eps = 0.0  # as torchvision's builder does with these weights
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda url, **_: reference.state_dict())
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, **_: torch.save(reference.state_dict(), path))
     backbone = TorchvisionBackbone("resnet50", ["layer1", "layer2", "layer3", "layer4"], frozen_norms=True)
     detector = FasterRCNN(_COCO_CATEGORIES[1:2], backbone, init_from="FasterRCNN_ResNet50_FPN_Weights.COCO_V1")
+    if synced:  # Lightning does so before a training starts from any weights
+        detector = torch.nn.SyncBatchNorm.convert_sync_batchnorm(detector)
     detector.load_start_weights()
     norm, expected = detector.backbone.body.bn1.eval(), reference.backbone.body.bn1.eval()
     values = torch.randn(1, 64, 4, 4)

@@ -7,7 +7,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_detect import Darknet53, FocalLoss, HardNegativeMining, InputError, IoULoss, SmoothL1, TorchvisionBackbone, YOLOLoss, YOLOv3
+from lit_detect import (
+    Darknet53,
+    FocalLoss,
+    HardNegativeMining,
+    InputError,
+    IoULoss,
+    SmoothL1,
+    TorchvisionBackbone,
+    YOLOBoxLoss,
+    YOLOLoss,
+    YOLOv3,
+)
 from lit_detect.hyperparameters import plain
 from lit_detect.models.darknet import convolution, read_darknet
 from lit_detect.models.yolo import ANCHOR_SIZES, CellAnchors, Priors, Pyramid, YOLOHead, match_cells
@@ -235,10 +246,20 @@ def test_loss_by_hand():
         {
             "objectness_loss": (math.log(2) + math.log(5)) / 2,
             "class_loss": (-math.log(0.75) - math.log(0.5)) / 2,
-            "box_loss": (0.1**2 + 0.2**2) / 2 / 2,
+            "box_loss": (-0.4 * math.log(0.5) - 0.6 * math.log(0.5) - math.log(0.5) + 0.2**2 / 2) / 2,
         },
         rel=1e-4,
     )
+
+
+def test_the_gradient_of_each_raw_output_is_its_error():
+    """Section 2.1: "our gradient is the ground truth value (computed from the ground truth box) minus our prediction"."""
+    anchors = priors(30, [1], [[(10, 10)]])
+    wanted = torch.tensor([[0.9, 0.2, 0.3, -0.4]])
+    raw = torch.tensor([[0.0, 1.0, 0.5, 0.5]], requires_grad=True)
+    predicted = torch.cat([raw[:, :2].sigmoid(), raw[:, 2:]], dim=1)
+    YOLOBoxLoss()(predicted, anchors, anchors.decode(wanted)).sum().backward()
+    torch.testing.assert_close(raw.grad, (predicted - wanted).detach(), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("positives", [0, 5])
@@ -265,7 +286,9 @@ def test_loss_and_scores_are_those_of_a_loop(positives):
             if label > 0:
                 target = torch.tensor([float(number == label - 1) for number in range(3)])
                 expected["class_loss"] += F.binary_cross_entropy(of_anchor[1:].sigmoid(), target, reduction="sum").item() / 2
-                expected["box_loss"] += sum((deltas[image, index] - wanted[image, index]) ** 2).item() / 2 / 2
+                delta, goal = deltas[image, index], wanted[image, index]
+                expected["box_loss"] += F.binary_cross_entropy(delta[:2], goal[:2], reduction="sum").item() / 2
+                expected["box_loss"] += ((delta[2:] - goal[2:]) ** 2).sum().item() / 2 / 2
     losses = YOLOLoss()(logits, deltas, anchors, labels, boxes)
     assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-4)
 
@@ -315,7 +338,7 @@ def test_a_checkpoint_keeps_criterion_and_box_loss(tmp_path):
     save(small(criterion=YOLOLoss(box_loss=IoULoss("ciou", weight=2.0))), tmp_path / "a.ckpt")
     criterion = YOLOv3.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True).network.criterion
     assert (type(criterion), criterion.box_loss.kind, criterion.box_loss.weight) == (YOLOLoss, "ciou", 2.0)
-    assert plain(YOLOLoss())["init_args"]["box_loss"]["class_path"] == "lit_detect.losses.SquaredError"
+    assert plain(YOLOLoss())["init_args"]["box_loss"]["class_path"] == "lit_detect.losses.YOLOBoxLoss"
     assert plain(Darknet53(frozen=["stem"]))["init_args"] == {"weights": None, "frozen": ["stem"], "frozen_norms": False}
 
 
