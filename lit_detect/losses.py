@@ -102,9 +102,9 @@ class Criterion(nn.Module, ABC):
         """What each of an anchor's logits stands for: here background, and the classes in their order."""
         return ["__background__", *classes]
 
-    def initial_logit(self) -> float:
-        """What the bias of the logits starts from."""
-        return 0.0
+    def initialise(self, layer: nn.Conv2d) -> None:
+        """Set what a layer that gives logits starts from; here its bias to 0."""
+        nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     @abstractmethod
     def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
@@ -177,8 +177,10 @@ class FocalLoss(Criterion):
         """One for each class; there is none for background."""
         return list(classes)
 
-    def initial_logit(self) -> float:
-        return -math.log((1 - self.prior) / self.prior)
+    def initialise(self, layer: nn.Conv2d) -> None:
+        """Section 4.1, "Initialization": small weights, so that every anchor starts with the prior whatever its features."""
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.constant_(layer.bias, -math.log((1 - self.prior) / self.prior))  # type: ignore[arg-type]
 
     def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         positive = labels > 0  # (N, A)
@@ -221,8 +223,8 @@ class YOLOLoss(Criterion):
         """Objectness, which tells objects from background, and the classes."""
         return ["__objectness__", *classes]
 
-    def initial_logit(self) -> float:
-        return -math.log((1 - self.prior) / self.prior)
+    def initialise(self, layer: nn.Conv2d) -> None:
+        nn.init.constant_(layer.bias, -math.log((1 - self.prior) / self.prior))  # type: ignore[arg-type]
 
     def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         positive = labels > 0  # (N, A)

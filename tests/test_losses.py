@@ -7,7 +7,7 @@ from torchvision.models.detection import retinanet_resnet50_fpn, ssd300_vgg16
 
 from lit_detect import FocalLoss, HardNegativeMining, IoULoss, SmoothL1
 from lit_detect.boxes import Anchors, assign, match, match_or_ignore
-from tests.conftest import random_batch
+from tests.conftest import DETECTORS, random_batch
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,16 @@ def test_focal_loss_by_hand():
     assert losses["class_loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_focal_loss_starts_from_its_prior():
-    assert torch.tensor(FocalLoss(prior=0.01).initial_logit()).sigmoid().item() == pytest.approx(0.01)
+@pytest.mark.parametrize("name", ["ssd", "ssdlite", "dssd", "yolov3", "retinanet", "fcos_focal"])
+def test_with_focal_loss_every_anchor_starts_with_the_prior(name):
+    """RetinaNet, section 4.1: even where features are large, as those of an extractor without norms after them."""
+    images, _ = random_batch([(96, 96)] * 2, [0, 0])
+    given = {} if name == "fcos_focal" or name == "retinanet" else {"criterion": FocalLoss(prior=0.02)}
+    network = DETECTORS[name](**given).network.eval()
+    with torch.no_grad():
+        logits, _, _ = network.predict(network.inputs(torch.stack(images)).images)
+    prior = network.criterion.prior
+    assert (logits.sigmoid() / prior).log().abs().median() < 0.2
 
 
 @pytest.mark.parametrize("kind", ["giou", "diou", "ciou"])

@@ -56,7 +56,7 @@ class DenseNetwork(nn.Module):
         self.inputs, self.backbone, self.head, self.anchors = inputs, backbone, head, anchors
         self.matcher, self.criterion, self.post_process = matcher, criterion, post_process
         for layer in class_layers(head).values():
-            nn.init.constant_(layer.bias, criterion.initial_logit())  # type: ignore[arg-type]
+            criterion.initialise(layer)
 
     def forward(self, images: Tensor | Sequence[Tensor], targets: Targets | None = None) -> dict[str, Tensor] | Targets:
         inputs = self.inputs(images)
