@@ -74,7 +74,7 @@ def test_overfits_eight_images(shared, name):
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.2  # so few steps are over before statistics that follow more slowly are those of the weights
-    steps, rate = 120, 2e-3 if name == "rfcn" else 1e-3
+    steps, rate = 160 if name == "ssd_focal_fpn" else 120, 2e-3 if name == "rfcn" else 1e-3
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for _ in range(steps):
