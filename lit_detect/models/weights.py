@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pickle
 import urllib.parse
 from collections import Counter
@@ -95,10 +96,10 @@ def local_file(source: str, expected: str, purpose: str = "") -> Path:
 def start_from(network: nn.Module, source: str, classes: Sequence[str], class_outputs: Mapping[str, tuple[list[str], int]]) -> None:
     """Take what fits of a trained detector's weights, and say what does not.
 
-    Tensors are paired by name; or by order, where no name is known and there are as many: torchvision's detectors have the same
-    layers in the same order as ours. A layer whose outputs stand for classes is taken by the classes' names, in whatever order they are,
-    if the source has all of them (so the 91 outputs of torchvision's COCO detectors give the 80 classes); else it stays as it was
-    initialised.
+    Tensors are paired by name; or by order, where all agree in kind and shape but those that stand for classes: torchvision's detectors
+    have the same layers in the same order as ours. A layer whose outputs stand for classes is taken by the classes' names, in whatever
+    order they are, if the source has all of them (so the 91 outputs of torchvision's COCO detectors give the 80 classes); else it stays
+    as it was initialised.
 
     Args:
         network: what the weights are for.
@@ -117,30 +118,35 @@ def start_from(network: nn.Module, source: str, classes: Sequence[str], class_ou
     if source in WITHOUT_EPS:
         norms = [(f"{name}.running_var", module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
         state |= {name: state[name] - module.eps for name, module in norms if name in state}
-    taken, left = Counter[str](), []
+    taken, left = Counter[str](), Counter[str]()
     for name, tensor in own.items():
         found, reason = state.get(name), "is not in it"
-        layer = name.rpartition(".")[0]
+        layer, part = name.rpartition(".")[0], ".".join(name.split(".")[:2])
         if found is not None and layer in class_outputs:
             found, reason = select_classes(found, tensor, classes, categories, *class_outputs[layer])
         if found is not None and found.shape == tensor.shape:
             tensor.copy_(found)
-            taken[".".join(name.split(".")[:2])] += 1
+            taken[part] += 1
+        elif found is not None:
+            left[f"{name}, which has the shape {list(found.shape)} there and {list(tensor.shape)} here"] += 1
         else:
-            left.append(f"{name}: {reason if found is None else f'has the shape {list(found.shape)} there, {list(tensor.shape)} here'}")
+            left[f"{part}, which {reason}"] += 1
     if not taken:
-        raise InputError(f"Expected weights for {type(network).__name__} in {source} but none of its {len(state)} tensors fits: {left[0]}.")
-    lines = ["took " + ", ".join(f"{count} tensors of {name}" for name, count in taken.items())]
-    lines += [f"did not take {line}" for line in left] + [f"has no place for {name}" for name in sorted(set(state) - set(own))]
-    rank_zero_info("\n".join(f"init_from {source}: {line}" for line in lines))
+        raise InputError(
+            f"Expected weights for {type(network).__name__} in {source} but none of its {len(state)} tensors fits: {next(iter(left))}."
+        )
+    without_place = Counter(".".join(name.split(".")[:2]) for name in set(state) - set(own))
+    for verb, parts in (("took", taken), ("did not take", left), ("has no place for", without_place)):
+        for part, count in parts.items():
+            rank_zero_info(f"init_from {source}: {verb} {part} (tensors: {count})")
 
 
 def read_detector(source: str) -> tuple[dict[str, Tensor], list[str] | None]:
     """A detector's tensors, and what its outputs stand for where that is known, in order and with the background."""
-    try:
-        weights = get_weight(source)
-    except (ValueError, KeyError):
-        weights = None
+    weights = None
+    if "_Weights." in source:  # torchvision takes "retinanet.pth" for a name, too
+        with contextlib.suppress(ValueError, KeyError):
+            weights = get_weight(source)
     if weights is not None:
         return read_file(weights.url, "weights"), list(weights.meta["categories"])
     content = read_file(source, "a torchvision detection weights name such as SSD300_VGG16_Weights.COCO_V1", " as init_from")
