@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-__all__ = ["Anchors", "assign", "decode", "encode", "match", "match_above", "match_or_ignore", "scale_boxes"]
+__all__ = ["Anchors", "assign", "decode", "encode", "match", "match_above", "match_best", "match_or_ignore", "scale_boxes"]
 
 # SSD, section 2.2: the "variances" .1 .1 .2 .2 of the reference implementation are these weights' inverses.
 SSD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -106,10 +106,14 @@ def match(anchors: Anchors, boxes: Tensor, threshold: float) -> Tensor:
     overlaps = box_iou(boxes, anchors.boxes)  # (M, A)
     best_overlap, best_box = overlaps.max(dim=0)
     matches = torch.where(best_overlap >= threshold, best_box, -1)
-    best_anchor = overlaps.argmax(dim=1)
+    return match_best(matches, overlaps.argmax(dim=1))
+
+
+def match_best(matches: Tensor, best_anchor: Tensor) -> Tensor:
+    """Matches ``(A,)`` in which each box has its best anchor ``(M,)``, whatever that was matched with; of two boxes the later one."""
     # index_put is unordered on a GPU; a maximum is not, and gives the later box the anchor.
-    forced = torch.full_like(matches, -1)
-    forced.scatter_reduce_(0, best_anchor, torch.arange(len(boxes), device=boxes.device), "amax")
+    boxes = torch.arange(len(best_anchor), device=best_anchor.device)
+    forced = torch.full_like(matches, -1).scatter_reduce_(0, best_anchor, boxes, "amax")
     return torch.where(forced >= 0, forced, matches)
 
 

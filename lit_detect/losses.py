@@ -118,6 +118,11 @@ class Criterion(nn.Module, ABC):
             boxes: ``(N, A, 4)`` in pixels; the anchors themselves where the label is not positive.
         """
 
+    def positive_box_losses(self, deltas: Tensor, anchors: Anchors, positive: Tensor, boxes: Tensor) -> Tensor:
+        """The box loss of each positive ``(P,)``, image by image; `positive` is a mask ``(N, A)``, and the rest as in `forward`."""
+        losses: Tensor = self.box_loss(deltas[positive], anchors[positive.nonzero()[:, 1]], boxes[positive])
+        return losses
+
     def scores(self, logits: Tensor) -> Tensor:
         """Scores ``(N, A, C)`` of the classes 1..C, 0..1, from logits: a softmax with the background left out."""
         return logits.softmax(dim=-1)[..., 1:]
@@ -145,7 +150,7 @@ class HardNegativeMining(Criterion):
         positive = labels > 0  # (N, A)
         class_loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="none").view_as(labels)
         chosen = positive | self.hardest(class_loss.detach(), labels)
-        box_loss = self.box_loss(deltas[positive], anchors[positive.nonzero()[:, 1]], boxes[positive])
+        box_loss = self.positive_box_losses(deltas, anchors, positive, boxes)
         count = positive.sum().clamp(min=1)
         return {"class_loss": (class_loss * chosen).sum() / count, "box_loss": box_loss.sum() / count}
 
@@ -155,6 +160,11 @@ class HardNegativeMining(Criterion):
         order = loss.masked_fill(labels != 0, -torch.inf).argsort(dim=1, descending=True)
         rank = torch.empty_like(order).scatter_(1, order, torch.arange(loss.shape[1], device=loss.device).expand_as(order))
         return (rank < wanted) & (labels == 0)
+
+
+def start_scores_at(prior: float, layer: nn.Conv2d) -> None:
+    """Set the bias of a layer of logits so that their sigmoids start at the prior, 0..1: RetinaNet, section 4.1, "Initialization"."""
+    nn.init.constant_(layer.bias, -math.log((1 - prior) / prior))  # type: ignore[arg-type]
 
 
 class FocalLoss(Criterion):
@@ -180,15 +190,14 @@ class FocalLoss(Criterion):
     def initialise(self, layer: nn.Conv2d) -> None:
         """Section 4.1, "Initialization": small weights, so that every anchor starts with the prior whatever its features."""
         nn.init.normal_(layer.weight, std=0.01)
-        nn.init.constant_(layer.bias, -math.log((1 - self.prior) / self.prior))  # type: ignore[arg-type]
+        start_scores_at(self.prior, layer)
 
     def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         positive = labels > 0  # (N, A)
         counts = positive.sum(dim=1).clamp(min=1)  # (N,)
         class_loss = self.class_loss(logits, labels).sum(dim=1)
-        image, anchor = positive.nonzero(as_tuple=True)
-        box_loss = self.box_loss(deltas[positive], anchors[anchor], boxes[positive])
-        return {"class_loss": (class_loss / counts).mean(), "box_loss": (box_loss / counts[image]).sum() / len(counts)}
+        box_loss = self.positive_box_losses(deltas, anchors, positive, boxes) / counts[positive.nonzero()[:, 0]]
+        return {"class_loss": (class_loss / counts).mean(), "box_loss": box_loss.sum() / len(counts)}
 
     def class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The classification loss of each anchor, ``(N, A)``; equations 4 and 5."""
@@ -224,14 +233,14 @@ class YOLOLoss(Criterion):
         return ["__objectness__", *classes]
 
     def initialise(self, layer: nn.Conv2d) -> None:
-        nn.init.constant_(layer.bias, -math.log((1 - self.prior) / self.prior))  # type: ignore[arg-type]
+        start_scores_at(self.prior, layer)
 
     def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         positive = labels > 0  # (N, A)
         objectness = F.binary_cross_entropy_with_logits(logits[..., 0], positive.to(logits), reduction="none") * (labels >= 0)
         one_hot = F.one_hot(labels[positive] - 1, logits.shape[-1] - 1).to(logits)
         class_loss = F.binary_cross_entropy_with_logits(logits[positive][:, 1:], one_hot, reduction="sum")
-        box_loss = self.box_loss(deltas[positive], anchors[positive.nonzero()[:, 1]], boxes[positive])
+        box_loss = self.positive_box_losses(deltas, anchors, positive, boxes)
         losses = {"objectness_loss": objectness.sum(), "class_loss": class_loss, "box_loss": box_loss.sum()}
         return {name: loss / len(labels) for name, loss in losses.items()}
 

@@ -120,7 +120,34 @@ class Deconvolution(nn.Module):
         return product
 
 
-class PredictionModule(nn.Module):
+class ResidualBlock(nn.Module):
+    """A bottleneck with a convolution of the same kernel on the shortcut, which may shrink the map.
+
+    Args:
+        in_channels: of the map.
+        out_channels: of the result, a quarter of them inside.
+        kernel_size: of the middle convolution and the shortcut.
+        stride: likewise.
+        padding: likewise.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
+        super().__init__()
+        middle = out_channels // 4
+        self.block = nn.Sequential(
+            Conv2dNormActivation(in_channels, middle, 1),
+            Conv2dNormActivation(middle, middle, kernel_size, stride, padding),
+            Conv2dNormActivation(middle, out_channels, 1, activation_layer=None),
+        )
+        self.shortcut = Conv2dNormActivation(in_channels, out_channels, kernel_size, stride, padding, activation_layer=None)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """``(N, out_channels, h, w)`` from ``(N, in_channels, h, w)``."""
+        total: Tensor = (self.block(feature) + self.shortcut(feature)).relu()
+        return total
+
+
+class PredictionModule(ResidualBlock):
     """Prediction module (c): a residual block before the predictors, with a convolution on the shortcut (section 3.1, figure 2).
 
     Args:
@@ -129,19 +156,7 @@ class PredictionModule(nn.Module):
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        middle = out_channels // 4
-        self.block = nn.Sequential(
-            Conv2dNormActivation(in_channels, middle, 1),
-            Conv2dNormActivation(middle, middle, 1),
-            Conv2dNormActivation(middle, out_channels, 1, activation_layer=None),
-        )
-        self.shortcut = Conv2dNormActivation(in_channels, out_channels, 1, activation_layer=None)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """``(N, out_channels, h, w)`` from ``(N, in_channels, h, w)``."""
-        total: Tensor = (self.block(feature) + self.shortcut(feature)).relu()
-        return total
+        super().__init__(in_channels, out_channels, kernel_size=1)
 
 
 class PredictionHead(SSDHead):  # type: ignore[misc]
@@ -213,29 +228,3 @@ class AtrousResNet(TorchvisionBackbone):
         for index, block in enumerate(self.extra):
             last = features[f"extra.{index}"] = block(last)
         return features
-
-
-class ResidualBlock(nn.Module):
-    """A bottleneck that shrinks the map, with a convolution of the same kernel on the shortcut.
-
-    Args:
-        in_channels: of the map.
-        out_channels: of the result, a quarter of them inside.
-        kernel_size: of the middle convolution and the shortcut.
-        stride: likewise.
-        padding: likewise.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
-        super().__init__()
-        middle = out_channels // 4
-        self.block = nn.Sequential(
-            Conv2dNormActivation(in_channels, middle, 1),
-            Conv2dNormActivation(middle, middle, kernel_size, stride, padding),
-            Conv2dNormActivation(middle, out_channels, 1, activation_layer=None),
-        )
-        self.shortcut = Conv2dNormActivation(in_channels, out_channels, kernel_size, stride, padding, activation_layer=None)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        total: Tensor = (self.block(feature) + self.shortcut(feature)).relu()
-        return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -107,31 +108,19 @@ class FasterRCNN(Detector):
             backbone = resnet50(stages) if fpn else resnet50(["layer3"], region_layers=["layer4"])
         if fpn and backbone.region_layers:
             raise InputError(f"Expected fpn: false with an extractor that has region_layers but got {list(backbone.region_layers)}.")
-        of_maps = strides(backbone)
         trunk: FeaturePyramid | LastMap
-        roi_pooler: nn.Module
         if fpn:
-            trunk = FeaturePyramid(backbone, backbone.out_channels, fpn_channels, LastLevelMaxPool(), fpn_norms)
-            roi_pooler = MultiScaleRoIAlign([str(index) for index in range(len(of_maps))], roi_size, sampling_ratio=2)
-            of_maps.append(2 * of_maps[-1])  # pooled for the RPN alone
+            trunk, of_maps = FeaturePyramid(backbone, backbone.out_channels, fpn_channels, LastLevelMaxPool(), fpn_norms), strides(backbone)
         else:
-            trunk, of_maps = LastMap(backbone), of_maps[-1:]
-            roi_pooler = RoIPool(roi_size, of_maps[0]) if roi_pooling == "pool" else MultiScaleRoIAlign(["0"], roi_size, sampling_ratio=2)
+            trunk, of_maps = LastMap(backbone), strides(backbone)[-1:]
+        rpn_maps = [*of_maps, 2 * of_maps[-1]] if fpn else of_maps  # the coarsest is pooled for the RPN alone
         rpn = proposal_network(
-            trunk.out_channels, of_maps, anchor_sizes, aspect_ratios, proposals_before_nms, proposals,
+            trunk.out_channels, rpn_maps, anchor_sizes, aspect_ratios, proposals_before_nms, proposals,
             rpn_nms_threshold, rpn_batch_size, rpn_score_threshold, rpn_convs,
         )  # fmt: skip
-        pooled = (trunk.out_channels, roi_size, roi_size)
-        box_head: Any
-        if not fpn and backbone.region_layers:
-            # a method of the backbone, which holds these layers' weights and loads them with its own
-            box_head, head_channels = backbone.regions, region_channels(backbone, pooled)
-        elif head_convs:
-            box_head = FastRCNNConvFCHead(pooled, [trunk.out_channels] * head_convs, [head_channels], norm_layer=nn.BatchNorm2d)
-        else:
-            box_head = TwoMLPHead(trunk.out_channels * roi_size**2, head_channels)
+        box_head, head_channels = region_head(backbone, (trunk.out_channels, roi_size, roi_size), head_convs, head_channels)
         self.network = PooledNetwork(
-            roi_pooler,
+            region_pooling(roi_size, of_maps, "align" if fpn else roi_pooling),
             box_head,
             FastRCNNPredictor(head_channels, len(classes) + 1),
             inputs=ShortestSide(min_size, max_size, backbone.mean, backbone.std, train_min_sizes),
@@ -185,10 +174,23 @@ class RoIPool(nn.Module):
         return pooled
 
 
-def region_channels(backbone: Backbone, pooled: tuple[int, int, int]) -> int:
-    """How many features the backbone's region layers give."""
-    training = backbone.training
-    with torch.no_grad():
-        features = backbone.eval().regions(torch.zeros(1, *pooled))
-    backbone.train(training)
-    return features.shape[1]
+def region_pooling(size: int, strides: Sequence[int], kind: str) -> nn.Module:
+    """What pools regions to `size` cells a side: ``pool`` from the one map, or ``align`` from as many as there are strides."""
+    if kind == "pool":
+        return RoIPool(size, strides[0])
+    align: nn.Module = MultiScaleRoIAlign([str(index) for index in range(len(strides))], size, sampling_ratio=2)
+    return align
+
+
+def region_head(backbone: Backbone, pooled: tuple[int, int, int], convs: int, channels: int) -> tuple[Callable[[Tensor], Tensor], int]:
+    """The layers that each region's pooled features ``(D, h, w)`` go through, and how many features they give."""
+    if backbone.region_layers:
+        training = backbone.training
+        with torch.no_grad():
+            features = backbone.eval().regions(torch.zeros(1, *pooled))
+        backbone.train(training)
+        # a method of the backbone, which holds these layers' weights and loads them with its own
+        return backbone.regions, features.shape[1]
+    if convs:
+        return FastRCNNConvFCHead(pooled, [pooled[0]] * convs, [channels], norm_layer=nn.BatchNorm2d), channels
+    return TwoMLPHead(math.prod(pooled), channels), channels

@@ -19,7 +19,7 @@ from lit_detect.losses import BoxLoss, Criterion, FocalLoss, IoULoss
 from lit_detect.models.backbones import Backbone, resnet50
 from lit_detect.models.dense import DenseDetector, DenseNetwork, MapAnchors
 from lit_detect.models.inputs import ShortestSide
-from lit_detect.models.pyramid import FeaturePyramid, coarser_maps, strides
+from lit_detect.models.pyramid import dense_pyramid
 
 __all__ = ["FCOS", "FCOSLoss"]
 
@@ -67,11 +67,10 @@ class FCOS(DenseDetector):
         super().__init__(classes, **kwargs)
         backbone = backbone or resnet50(["layer2", "layer3", "layer4"])
         criterion = criterion or FCOSLoss()
-        of_maps = strides(backbone)
-        of_maps += [2 * of_maps[-1], 4 * of_maps[-1]]
+        pyramid, of_maps = dense_pyramid(backbone, fpn_channels, p6_from="p5")
         self.network = DenseNetwork(
             ShortestSide(min_size, max_size, backbone.mean, backbone.std, train_min_sizes),
-            FeaturePyramid(backbone, backbone.out_channels, fpn_channels, coarser_maps(backbone, fpn_channels, "p5")),
+            pyramid,
             PointHead(fpn_channels, criterion.logit_names(self.classes)),
             MapAnchors([[stride] for stride in of_maps], [1.0], kind=Points),
             partial(match_points, radius=radius),

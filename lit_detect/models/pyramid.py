@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 
+from lit_detect.errors import InputError
 from lit_detect.models.backbones import Backbone
 
-__all__ = ["FeaturePyramid", "coarser_maps", "strides"]
+__all__ = ["FeaturePyramid", "check_anchor_sizes", "dense_pyramid", "strides"]
 
 
 class FeaturePyramid(nn.Module):
@@ -47,8 +48,24 @@ def strides(backbone: Backbone) -> list[int]:
     return [512 // side for side in backbone.feature_sizes(512)]
 
 
-def coarser_maps(backbone: Backbone, out_channels: int, p6_from: str) -> LastLevelP6P7:
-    """The maps P6 and P7 of RetinaNet (section 4, footnote 2), by strided convolutions on ``c5`` (the paper) or ``p5`` (FCOS)."""
-    maps = LastLevelP6P7(backbone.out_channels[-1] if p6_from == "c5" else out_channels, out_channels)
-    maps.use_P5 = p6_from == "p5"  # torchvision goes by the channels, which can be equal
-    return maps
+def dense_pyramid(backbone: Backbone, out_channels: int, p6_from: str) -> tuple[FeaturePyramid, list[int]]:
+    """RetinaNet's pyramid (section 4, footnote 2), and the strides of its maps.
+
+    Beyond the backbone's maps it has P6 and P7, by strided convolutions on ``c5`` (the paper) or ``p5`` (FCOS).
+    """
+    coarser = LastLevelP6P7(backbone.out_channels[-1] if p6_from == "c5" else out_channels, out_channels)
+    coarser.use_P5 = p6_from == "p5"  # torchvision goes by the channels, which can be equal
+    of_maps = strides(backbone)
+    return FeaturePyramid(backbone, backbone.out_channels, out_channels, coarser), [*of_maps, 2 * of_maps[-1], 4 * of_maps[-1]]
+
+
+def check_anchor_sizes(sizes: Sequence[Sequence[int]], strides: Sequence[int]) -> None:
+    """Refuse anchor sizes that do not fit the maps.
+
+    Raises:
+        InputError: not a list for each map, or not all of one length.
+    """
+    if len(sizes) != len(strides):
+        raise InputError(f"Expected anchor_sizes for {len(strides)} maps of strides {list(strides)} but got {len(sizes)} lists.")
+    if len({len(of_map) for of_map in sizes}) > 1:
+        raise InputError(f"Expected as many anchor_sizes on each map, since the head is shared, but got {sizes}.")

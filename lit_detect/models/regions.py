@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -69,10 +70,7 @@ def label_proposals(proposals: Sequence[Tensor], targets: Targets, threshold: fl
     Returns:
         For each image the labels ``(P,)``, 0 for background, and the boxes ``(P, 4)``.
     """
-
-    def matcher(anchors: Anchors, boxes: Tensor) -> Tensor:
-        return match_above(anchors, boxes, threshold)
-
+    matcher = partial(match_above, threshold=threshold)
     pairs = [assign(Anchors(of_image), [target], matcher) for of_image, target in zip(proposals, targets, strict=True)]
     return [labels[0] for labels, _ in pairs], [boxes[0] for _, boxes in pairs]
 

@@ -11,12 +11,11 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 
 from lit_detect.boxes import match_or_ignore
 from lit_detect.detections import PostProcess
-from lit_detect.errors import InputError
 from lit_detect.losses import Criterion, FocalLoss, SmoothL1
 from lit_detect.models.backbones import Backbone, resnet50
 from lit_detect.models.dense import DenseDetector, DenseNetwork, MapAnchors
 from lit_detect.models.inputs import ShortestSide
-from lit_detect.models.pyramid import FeaturePyramid, coarser_maps, strides
+from lit_detect.models.pyramid import check_anchor_sizes, dense_pyramid
 
 __all__ = ["RetinaNet"]
 
@@ -78,16 +77,14 @@ class RetinaNet(DenseDetector):
         super().__init__(classes, **kwargs)
         backbone = backbone or resnet50(["layer2", "layer3", "layer4"])
         criterion = criterion or FocalLoss(box_loss=SmoothL1(beta=0))
-        of_maps = strides(backbone)
-        of_maps += [2 * of_maps[-1], 4 * of_maps[-1]]
+        pyramid, of_maps = dense_pyramid(backbone, fpn_channels, p6_from)
         if anchor_sizes is None:
             anchor_sizes = [[int(4 * stride * 2 ** (step / 3)) for step in range(3)] for stride in of_maps]
-        if len(anchor_sizes) != len(of_maps):
-            raise InputError(f"Expected anchor_sizes for {len(of_maps)} maps of strides {of_maps} but got {len(anchor_sizes)} lists.")
+        check_anchor_sizes(anchor_sizes, of_maps)
         anchors = MapAnchors(anchor_sizes, aspect_ratios)
         self.network = DenseNetwork(
             ShortestSide(min_size, max_size, backbone.mean, backbone.std, train_min_sizes),
-            FeaturePyramid(backbone, backbone.out_channels, fpn_channels, coarser_maps(backbone, fpn_channels, p6_from)),
+            pyramid,
             RetinaNetHead(
                 fpn_channels,
                 anchors.per_cell,

@@ -13,10 +13,10 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, con
 
 from lit_detect.boxes import Anchors
 from lit_detect.detections import PostProcess
-from lit_detect.errors import InputError
 from lit_detect.losses import BoxLoss
 from lit_detect.models.backbones import Backbone
 from lit_detect.models.inputs import Inputs, ShortestSide, Targets
+from lit_detect.models.pyramid import check_anchor_sizes
 from lit_detect.models.regions import RegionSampling, label_proposals, region_losses
 
 __all__ = ["LastMap", "TwoStageNetwork", "proposal_network"]
@@ -163,10 +163,7 @@ def proposal_network(
     """
     if anchor_sizes is None:  # FPN, section 4.1; Faster R-CNN, section 3.1.1
         anchor_sizes = [[8 * stride] for stride in strides] if len(strides) > 1 else [[128, 256, 512]]
-    if len(anchor_sizes) != len(strides):
-        raise InputError(f"Expected anchor_sizes for {len(strides)} maps of strides {list(strides)} but got {len(anchor_sizes)} lists.")
-    if len({len(of_map) for of_map in anchor_sizes}) > 1:
-        raise InputError(f"Expected as many anchor_sizes on each map, since the RPN's head is shared, but got {anchor_sizes}.")
+    check_anchor_sizes(anchor_sizes, strides)
     anchors = AnchorGenerator(tuple(tuple(of_map) for of_map in anchor_sizes), (tuple(aspect_ratios),) * len(anchor_sizes))
     return RegionProposalNetwork(
         anchors,

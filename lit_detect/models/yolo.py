@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.ssd import SSDScoringHead
 from torchvision.ops import box_iou
 
-from lit_detect.boxes import MAX_LOG_SCALE, Anchors
+from lit_detect.boxes import MAX_LOG_SCALE, Anchors, match_best
 from lit_detect.detections import PostProcess
 from lit_detect.errors import InputError
 from lit_detect.losses import Criterion, YOLOLoss
@@ -233,6 +233,4 @@ def match_cells(anchors: CellAnchors, boxes: Tensor, ignore_threshold: float) ->
     overlaps = common / (sizes.prod(dim=-1) + anchors.sizes.prod(dim=-1) - common)
     best = torch.where(inside, overlaps, -1).argmax(dim=1)  # (M,)
     matches = torch.where((box_iou(boxes, anchors.boxes) > ignore_threshold).any(dim=0), -2, -1)
-    # As in `match`: a maximum is ordered on a GPU too, and gives the later box the anchor.
-    matched = torch.full_like(matches, -1).scatter_reduce_(0, best, torch.arange(len(boxes), device=boxes.device), "amax")
-    return torch.where(matched >= 0, matched, matches)
+    return match_best(matches, best)
