@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from lit_detect.data.dataset import DetectionDataset, Target, read_image, report_dropped, valid_boxes
+from lit_detect.data.annotated import AnnotatedImages, Record
+from lit_detect.data.download import download_coco
+from lit_detect.data.faults import Faults, OnInvalid
 from lit_detect.errors import InputError
 
 __all__ = ["COCODetection"]
 
-
-class Index(NamedTuple):
-    """A file's images and categories by id, the latter ascending, and the images' targets."""
-
-    images: dict[int, dict[str, Any]]
-    categories: dict[int, dict[str, Any]]
-    targets: list[Target]
+Entry = dict[str, Any]
 
 
-class COCODetection(DetectionDataset):
+class COCODetection(AnnotatedImages):
     """Images and boxes in COCO's format.
 
     Labels are 1..C in the order of the file's category ids, which may have gaps; `category_ids` has the file's own. Boxes that stand
@@ -32,102 +31,133 @@ class COCODetection(DetectionDataset):
     Args:
         images: the folder of images.
         annotations: the ``instances_*.json``.
+        on_invalid: what to do about faults: see `AnnotatedImages`.
+        download: fetch COCO 2017 unless it is there, with images in ``train2017`` or ``val2017`` and annotations in
+            ``annotations/instances_train2017.json`` or ``instances_val2017.json``: when it is first read, and once, whatever the
+            number of processes.
 
     Raises:
         InputError: something is missing, is not JSON, or is not what the format says; the message names the file and the annotation.
     """
 
-    def __init__(self, images: str, annotations: str) -> None:
-        self.images, self.annotations = Path(images), Path(annotations)
+    def __init__(self, images: str, annotations: str, on_invalid: OnInvalid = "fix", download: bool = False) -> None:
+        super().__init__(Path(images), on_invalid)
+        self.annotations, self.download = Path(annotations), download
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({str(self.images)!r}, {str(self.annotations)!r})"
+        return f"{type(self).__name__}({str(self.folder)!r}, {str(self.annotations)!r})"
 
     @cached_property
-    def _index(self) -> Index:
-        """What is kept of the file; its polygons are not."""
+    def _parsed(self) -> tuple[dict[int, Entry], list[Record], Faults]:
+        """Categories by id, ascending; records; and faults. The file itself, with its polygons, is not kept."""
+        faults = Faults()
+        content = self._content()
+        categories = dict(sorted(self._by_id(content["categories"], "category", "name", faults).items()))
+        if any(later > earlier + 1 for earlier, later in pairwise(categories)):
+            faults.report("gaps in category ids", self.annotations, "", f"{len(categories)} categories, ids up to {max(categories)}")
+        images = self._by_id(content["images"], "image", "file_name", faults)
+        by_image = self._boxes_by_image(content["annotations"], images, categories, faults)
+        # difficult is VOC's; files converted from VOC have it as one more key, which programs that do not know it pass over
+        difficult = any("difficult" in one for entries in by_image.values() for one in entries)
+        flags = ["iscrowd", "difficult"] if difficult else ["iscrowd"]
+        return categories, [self._record(image, by_image[key], categories, flags) for key, image in images.items()], faults
+
+    def _content(self) -> dict[str, list[Any]]:
+        """The file, which has the three lists."""
+        if self.download:
+            download_coco(self.folder, self.annotations)
         try:
-            content = json.loads(self.annotations.read_bytes())
+            content: dict[str, list[Any]] = json.loads(self.annotations.read_bytes())
         except OSError as error:
             raise InputError(f"Expected COCO annotations but could not read {self.annotations}: {error.strerror}.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"Expected COCO annotations but {self.annotations} is not JSON: {error}.") from error
         for key in ("images", "annotations", "categories"):
             if not isinstance(content, dict) or not isinstance(content.get(key), list):
                 raise InputError(f"Expected a list of {key} in {self.annotations}; is it an instances_*.json?")
-        images, categories = self._by_id(content["images"], "file_name"), self._by_id(content["categories"], "name")
-        return Index(images, dict(sorted(categories.items())), self._targets(images, sorted(categories), content["annotations"]))
+        return content
 
-    def _by_id(self, records: list[dict[str, Any]], name: str) -> dict[int, dict[str, Any]]:
-        """Records of one kind by their id."""
-        found: dict[int, dict[str, Any]] = {}
-        for record in records:
-            if not isinstance(record.get("id"), int) or not isinstance(record.get(name), str) or record["id"] in found:
-                raise InputError(f"Expected a whole number as id, used once, and a {name} in {self.annotations} but got {record}.")
-            found[record["id"]] = record
+    def _by_id(self, entries: list[Any], kind: str, name: str, faults: Faults) -> dict[int, Entry]:
+        """Entries of one kind by their id, once each."""
+        found: dict[int, Entry] = {}
+        names: set[str] = set()
+        for position, entry in enumerate(entries):
+            where = f"{kind} {entry.get('id') if isinstance(entry, dict) else f'at {position}'}"
+            if not isinstance(entry, dict) or type(entry.get("id")) is not int or not entry.get(name) or type(entry[name]) is not str:
+                faults.report(
+                    "id wrong", self.annotations, where, f"Expected a whole number as id and a {name} but got {str(entry)[:200]}."
+                )
+            elif entry["id"] in found or (kind == "category" and entry[name] in names):
+                faults.report("id repeated", self.annotations, where, f"Expected id and name used once but got {str(entry)[:200]}.")
+            else:
+                found[entry["id"]] = entry
+                names.add(entry[name])
         return found
 
-    def _targets(self, images: dict[int, Any], category_ids: list[int], annotations: list[dict[str, Any]]) -> list[Target]:
-        labels = {identity: label for label, identity in enumerate(category_ids, start=1)}
-        by_image: dict[int, list[dict[str, Any]]] = {identity: [] for identity in images}
-        for annotation in annotations:
-            box = annotation.get("bbox")
-            if annotation.get("image_id") not in images or annotation.get("category_id") not in labels:
-                raise InputError(
-                    f"Expected an image and a category that are in {self.annotations} but annotation {annotation.get('id')} has "
-                    f"image_id {annotation.get('image_id')} and category_id {annotation.get('category_id')}."
-                )
-            if not isinstance(box, list) or len(box) != 4 or not all(isinstance(side, int | float) and np.isfinite(side) for side in box):
-                where = f"annotation {annotation.get('id')} of {self.annotations}"
-                raise InputError(f"Expected a bbox of four numbers in {where} but got {box}.")
-            by_image[annotation["image_id"]].append(annotation)
-        dropped: list[str] = []
-        targets = [self._target(image, by_image[identity], labels, dropped) for identity, image in images.items()]
-        report_dropped(str(self), len(annotations), dropped)
-        return targets
+    def _boxes_by_image(
+        self, annotations: list[Any], images: dict[int, Entry], categories: dict[int, Entry], faults: Faults
+    ) -> dict[int, list[Entry]]:
+        """The annotations of each image."""
+        found: dict[int, list[Entry]] = {image: [] for image in images}
+        ids: set[str] = set()
+        for position, one in enumerate(annotations):
+            entry = one if isinstance(one, dict) else {}
+            identity = str(entry.get("id", f"at {position}"))
+            where = f"annotation {identity}"
+            pointers = (("image_id", images), ("category_id", categories))
+            dangling = [key for key, known in pointers if type(entry.get(key)) is not int or entry[key] not in known]
+            if dangling:
+                got = f"Expected {dangling[0]} of an entry but got {entry.get(dangling[0])!r}."
+                faults.report("id dangling", self.annotations, where, got)
+            elif identity in ids:
+                faults.report("id repeated", self.annotations, where, "Expected an id used once.")
+            else:
+                if entry.get("iscrowd") == 1 and isinstance(entry.get("segmentation"), dict):
+                    faults.report("crowd with RLE", self.annotations, where, "a region of many objects")
+                found[entry["image_id"]].append({**entry, "where": where})
+            ids.add(identity)
+        return found
 
-    def _target(self, image: dict[str, Any], annotations: list[dict[str, Any]], labels: dict[int, int], dropped: list[str]) -> Target:
-        width, height = image.get("width"), image.get("height")
-        if not width or not height:
-            height, width = read_image(self.images / image["file_name"]).shape[:2]
-        xywh = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64).reshape(-1, 4)
-        boxes = valid_boxes(np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]]), width, height)
-        good = ~np.isnan(boxes).any(axis=1)
-        dropped += [f"annotation {annotations[number].get('id')} ({image['file_name']})" for number in np.flatnonzero(~good)]
-        annotations = [annotations[number] for number in np.flatnonzero(good)]
-        areas = xywh[good][:, 2] * xywh[good][:, 3]
-        return {
-            "boxes": boxes[good],
-            "labels": np.array([labels[annotation["category_id"]] for annotation in annotations], dtype=np.int64),
-            "image_id": image["id"],
-            "area": np.array([one.get("area") or area for one, area in zip(annotations, areas, strict=True)], dtype=np.float32),
-            "iscrowd": np.array([annotation.get("iscrowd") or 0 for annotation in annotations], dtype=np.int64),
-        }
+    def _record(self, image: Entry, annotations: list[Entry], categories: dict[int, Entry], flags: list[str]) -> Record:
+        boxes = np.array([four(one.get("bbox")) for one in annotations], dtype=np.float64).reshape(-1, 4)
+        with np.errstate(over="ignore"):
+            boxes[:, 2:] += boxes[:, :2]
+        width, height = number(image.get("width")), number(image.get("height"))
+        return Record(
+            image_id=image["id"],
+            file_name=image["file_name"],
+            source=self.annotations,
+            names=[categories[one["category_id"]]["name"] for one in annotations],
+            boxes=boxes,
+            annotations=[one["where"] for one in annotations],
+            fields={
+                "area": np.array([number(one.get("area")) for one in annotations], dtype=np.float64),
+                **{flag: np.array([one.get(flag) == 1 for one in annotations], dtype=np.int64) for flag in flags},
+            },
+            size=(int(width), int(height)) if math.isfinite(width) and math.isfinite(height) else (0, 0),
+        )
+
+    def records(self, faults: Faults) -> list[Record]:
+        faults += self._parsed[2]
+        return self._parsed[1]
 
     @property
     def classes(self) -> list[str]:  # type: ignore[override]
-        return [category["name"] for category in self._index.categories.values()]
+        return [category["name"] for category in self._parsed[0].values()]
 
     @property
     def category_ids(self) -> list[int]:
-        return list(self._index.categories)
+        return list(self._parsed[0])
 
-    @property
-    def targets(self) -> list[Target]:
-        """All targets, in the order of the file's images; boxes without area are left out, with a warning that names them."""
-        return self._index.targets
 
-    def __len__(self) -> int:
-        return len(self.targets)
+def number(value: object) -> float:
+    """A number, NaN for what is none."""
+    try:
+        return float(value) if isinstance(value, int | float) else math.nan
+    except OverflowError:
+        return math.nan
 
-    def load(self, index: int) -> tuple[np.ndarray, Target]:
-        return read_image(self.images / self.file_name(index)), self.targets[index]
 
-    def read_annotations(self) -> None:
-        len(self.targets)
-
-    def num_boxes(self, index: int) -> int:
-        return int((self.targets[index]["iscrowd"] == 0).sum())
-
-    def file_name(self, index: int) -> str:
-        return str(self._index.images[self.targets[index]["image_id"]]["file_name"])
+def four(value: object) -> Sequence[float]:
+    """Four numbers, NaN for what is none."""
+    return [number(one) for one in value] if isinstance(value, list) and len(value) == 4 else [math.nan] * 4

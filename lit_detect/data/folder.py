@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_detect.data.dataset import IMAGE_SUFFIXES, DetectionDataset, Target, read_image
+from lit_detect.data.dataset import DetectionDataset, Target
+from lit_detect.data.images import IMAGE_SUFFIXES, read_image
 from lit_detect.errors import InputError
 
 __all__ = ["ImageFolder"]
@@ -42,7 +43,7 @@ class ImageFolder(DetectionDataset):
 
     def load(self, index: int) -> tuple[np.ndarray, Target]:
         target = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64), "image_id": index}
-        return read_image(self.files[index], exif_rotation=True), target
+        return read_image(self.files[index], rotate=True), target
 
     def file_name(self, index: int) -> str:
         return str(self.files[index].relative_to(self.path)) if self.path.is_dir() else self.path.name

@@ -13,7 +13,10 @@ import numpy as np
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import parse
 
-from lit_detect.data.dataset import IMAGE_SUFFIXES, DetectionDataset, Target, read_image, report_dropped, valid_boxes
+from lit_detect.data.annotated import AnnotatedImages, Record, listed_once
+from lit_detect.data.download import download_voc
+from lit_detect.data.faults import Fault, Faults, OnInvalid
+from lit_detect.data.images import IMAGE_SUFFIXES, inside
 from lit_detect.errors import InputError
 
 __all__ = ["VOC_CLASSES", "VOCDetection"]
@@ -22,19 +25,20 @@ VOC_CLASSES = [
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse"),
     *("motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 ]
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 class Annotation(NamedTuple):
-    """One image's XML: size in pixels (0 where the file does not say), names, boxes ``(M, 4)`` and the difficult flags."""
+    """One XML file: width and height in pixels (0 where it does not say), names, boxes ``(M, 4)``, difficult flags, and its faults."""
 
-    width: int
-    height: int
+    size: tuple[int, int]
     names: list[str]
     boxes: np.ndarray
     difficult: np.ndarray
+    faults: list[Fault]
 
 
-class VOCDetection(DetectionDataset):
+class VOCDetection(AnnotatedImages):
     """Images and boxes in the format of Pascal VOC 2007 and 2012.
 
     The XML's 1-based corners become edges in 0-based pixels: ``xmin - 1, ymin - 1, xmax, ymax``.
@@ -44,22 +48,34 @@ class VOCDetection(DetectionDataset):
         image_set: a file of ``ImageSets/Main`` without its suffix, such as ``trainval``.
         classes: names of the labels 1..C. By default VOC's twenty if all names in ``Annotations`` are among them, else those names,
             sorted; so all image sets of one root have the same classes. A root called VOC2007 or VOC2012 is taken for the real one.
+        on_invalid: what to do about faults: see `AnnotatedImages`.
+        download: fetch the real VOC2007 or VOC2012, as the root is called, unless it is there: when it is first read, and once,
+            whatever the number of processes.
 
     Raises:
         InputError: something is missing, is not XML, or is not what the format says; the message names the file and the object.
     """
 
-    def __init__(self, root: str, image_set: str, classes: Sequence[str] | None = None) -> None:
-        self.root, self.image_set = Path(root), image_set
+    def __init__(
+        self, root: str, image_set: str, classes: Sequence[str] | None = None, on_invalid: OnInvalid = "fix", download: bool = False
+    ) -> None:
+        super().__init__(Path(root) / "JPEGImages", on_invalid)
+        self.root, self.image_set, self.download = Path(root), image_set, download
         self._classes = list(classes) if classes is not None else None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.root)!r}, {self.image_set!r})"
 
+    @property
+    def image_set_file(self) -> Path:
+        return inside(self.root / "ImageSets" / "Main", f"{self.image_set}.txt")
+
     @cached_property
     def ids(self) -> list[str]:
-        """Names of the images, without suffix."""
-        path = self.root / "ImageSets" / "Main" / f"{self.image_set}.txt"
+        """Names of the images, without suffix, as the image set lists them."""
+        path = self.image_set_file
+        if self.download:
+            download_voc(self.root, self.image_set)
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
@@ -74,107 +90,98 @@ class VOCDetection(DetectionDataset):
                     else f"Is {self.root} a folder with JPEGImages, Annotations and ImageSets/Main?"
                 )
             ) from error
-        # VOC's sets of one class have a flag after each name
-        return [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in lines if line.strip()]
+        names = [line.strip() for line in lines if line.strip()]
+        flag = re.compile(r"\s+(-1|0|1)$")  # VOC's sets of one class have one after each name; a name alone may end in one: frame 1
+        return [flag.sub("", name) for name in names] if all(map(flag.search, names)) else names
 
     @cached_property
-    def annotations(self) -> list[Annotation]:
-        """All annotations of the image set."""
-        return [read_annotation(self.root / "Annotations" / f"{name}.xml") for name in self.ids]
+    def annotations(self) -> dict[str, Annotation | Fault]:
+        """The annotations of the image set by the images' names, or what keeps them from being read."""
+        return {name: self._annotation(name) for name in dict.fromkeys(self.ids)}
+
+    def _annotation(self, name: str) -> Annotation | Fault:
+        try:
+            path = inside(self.root / "Annotations", f"{name}.xml")
+        except InputError as error:
+            return Fault("name leaves the folder", str(self.image_set_file), "", str(error))
+        try:
+            return read_annotation(path)
+        except InputError as error:
+            return Fault("annotation unreadable", str(path), "", str(error))
 
     @cached_property
     def classes(self) -> list[str]:  # type: ignore[override]
         if self._classes is not None:
             return self._classes
-        annotations = self.annotations
+        names = self.annotations
         if not re.fullmatch(r"VOC20\d\d", self.root.name):  # the real one's 17,000 files would take seconds at each start
-            annotations = [read_annotation(path) for path in sorted((self.root / "Annotations").glob("*.xml"))]
-        found = {name for annotation in annotations for name in annotation.names}
+            others = sorted(path.stem for path in (self.root / "Annotations").glob("*.xml") if path.stem not in names)
+            names = names | {name: self._annotation(name) for name in others}
+        found = {name for annotation in names.values() if isinstance(annotation, Annotation) for name in annotation.names if name}
         return VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
 
-    @cached_property
-    def targets(self) -> list[Target]:
-        """All targets of the image set; boxes without area are left out, with a warning that names them."""
-        labels = {name: label for label, name in enumerate(self.classes, start=1)}
-        dropped: list[str] = []
-        targets = []
-        for index, (name, annotation) in enumerate(zip(self.ids, self.annotations, strict=True)):
-            unknown = sorted(set(annotation.names) - set(labels))
-            if unknown:
-                raise InputError(f"Expected objects of the {len(labels)} classes {self.classes} but {name}.xml has {unknown}.")
-            width, height = annotation.width, annotation.height
-            if not width or not height:  # some public files say 0 x 0
-                height, width = read_image(self.root / "JPEGImages" / self.file_name(index)).shape[:2]
-            boxes = valid_boxes(annotation.boxes, width, height)
-            one_pixel = (annotation.boxes[:, 2:] - annotation.boxes[:, :2] <= 1).any(axis=1)  # xmin == xmax: a slip of the mouse
-            good = ~(np.isnan(boxes).any(axis=1) | one_pixel)
-            dropped += [f"{name}.xml object {number + 1}" for number in np.flatnonzero(~good)]
-            boxes = boxes[good]
-            targets.append(
-                {
-                    "boxes": boxes,
-                    "labels": np.array([labels[found] for found in annotation.names], dtype=np.int64)[good],
-                    "image_id": index,
-                    "area": (boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
-                    "difficult": annotation.difficult[good],
-                }
+    def records(self, faults: Faults) -> list[Record]:
+        ids = listed_once(self.ids, self.image_set_file, faults.report)
+        images = image_names(self.folder)
+        records = []
+        for number, name in enumerate(ids):
+            annotation = self.annotations[name]
+            if isinstance(annotation, Fault):
+                faults.append(annotation)
+                continue
+            faults += annotation.faults
+            records.append(
+                Record(
+                    image_id=number,
+                    file_name=images.get(name, f"{name}.jpg"),
+                    source=self.root / "Annotations" / f"{name}.xml",
+                    names=annotation.names,
+                    boxes=annotation.boxes,
+                    annotations=[f"object {index}" for index in range(1, len(annotation.names) + 1)],
+                    fields={"difficult": annotation.difficult},
+                    size=annotation.size,
+                    from_one=True,
+                )
             )
-        report_dropped(str(self), sum(len(annotation.names) for annotation in self.annotations), dropped)
-        return targets
+        return records
 
-    def __len__(self) -> int:
-        return len(self.ids)
 
-    def load(self, index: int) -> tuple[np.ndarray, Target]:
-        return read_image(self.root / "JPEGImages" / self.file_name(index)), self.targets[index]
-
-    def read_annotations(self) -> None:
-        len(self.targets)
-
-    def num_boxes(self, index: int) -> int:
-        return len(self.targets[index]["labels"])
-
-    def file_name(self, index: int) -> str:
-        """The image's file under ``JPEGImages``: a jpg, or what else is there."""
-        name = self.ids[index]
-        folder = self.root / "JPEGImages"
-        for suffix in (".jpg", *IMAGE_SUFFIXES):
-            for written in (suffix, suffix.upper()):
-                if (folder / f"{name}{written}").exists():
-                    return f"{name}{written}"
-        raise InputError(f"Expected an image {folder / name}.jpg but there is none (nor .png, .jpeg, ...).")
+def image_names(folder: Path) -> dict[str, str]:
+    """The image files of a folder by their names without suffix; of two with one name a jpg."""
+    files = [path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    return {path.stem: path.name for path in sorted(files, key=lambda path: path.suffix.lower() == ".jpg")}
 
 
 def read_annotation(path: Path) -> Annotation:
     """Read one XML file.
 
     Raises:
-        InputError: not there, not XML, or an object without a name or a box of four numbers.
+        InputError: not there, not XML, or XML with entities.
     """
     try:
         root: Element = parse(path).getroot()
-    except (OSError, ParseError, DefusedXmlException) as error:
+    except (OSError, ParseError, DefusedXmlException, ValueError, LookupError) as error:  # the last two: of encodings
         raise InputError(f"Expected a VOC annotation but could not read {path}: {error}.") from error
-    names, boxes, difficult = [], [], []
-    for number, item in enumerate(root.findall("object"), start=1):
-        name = (item.findtext("name") or "").strip()
-        try:
-            box = [float(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")]
-        except ValueError as error:
-            raise InputError(f"Expected xmin, ymin, xmax and ymax as numbers in object {number} ({name}) of {path}.") from error
-        if not name or not np.isfinite(box).all():
-            raise InputError(f"Expected a name and a finite box in object {number} of {path} but got {name!r} and {box}.")
-        names.append(name)
-        boxes.append(box)
-        difficult.append((item.findtext("difficult") or "0").strip() == "1")
-    width, height = (number_or_zero(root.findtext(f"size/{side}")) for side in ("width", "height"))
-    corners = np.array(boxes, dtype=np.float64).reshape(-1, 4) - [1, 1, 0, 0]
-    return Annotation(width, height, names, corners, np.array(difficult, dtype=np.int64))
+    objects = root.findall("object")
+    boxes = [[number(item.findtext(f"bndbox/{side}")) for side in CORNERS] for item in objects]
+    faults = [
+        Fault("boxes of parts", str(path), f"object {index}", f"{parts} of <part>, which are not objects.")
+        for index, item in enumerate(objects, start=1)
+        if (parts := len(item.findall("part")))
+    ]
+    sides = [number(root.findtext(f"size/{side}")) for side in ("width", "height")]
+    return Annotation(
+        size=(int(sides[0]), int(sides[1])) if np.isfinite(sides).all() else (0, 0),
+        names=[(item.findtext("name") or "").strip() for item in objects],
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        difficult=np.array([(item.findtext("difficult") or "").strip() == "1" for item in objects], dtype=np.int64),
+        faults=faults,
+    )
 
 
-def number_or_zero(text: str | None) -> int:
-    """A whole number, or 0 for text that is none."""
+def number(text: str | None) -> float:
+    """A number from text, NaN for what is none."""
     try:
-        return int(float(text or 0))
+        return float(text or "nan")
     except ValueError:
-        return 0
+        return float("nan")

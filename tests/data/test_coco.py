@@ -22,21 +22,24 @@ def test_contiguous_labels_in_the_order_of_the_files_ids(coco_files):
 def test_boxes_without_area_are_left_out_and_said(coco_files, caplog):
     with caplog.at_level(logging.WARNING):
         COCODetection(*map(str, coco_files)).targets  # noqa: B018
-    assert "1 of 3 boxes" in caplog.text
-    assert "annotation 3 (b.jpg)" in caplog.text
+    assert "1 x box without area (left out): " in caplog.text
+    assert "instances.json, annotation 3: Expected x1 < x2 and y1 < y2 but got [5.0, 5.0, 5.0, 15.0] (dog)" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c["annotations"][0].update(image_id=99), "annotation 1 has image_id 99"),
-        (lambda c: c["annotations"][0].update(category_id=4), "category_id 4"),
-        (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), r"Expected a bbox of four numbers in annotation 2 .* \[1, 2, 3\]"),
-        (lambda c: c["annotations"][1].update(bbox=[1, 2, 3, "4"]), "Expected a bbox of four numbers in annotation 2"),
+        (lambda c: c["annotations"][0].update(image_id=99), "1 x id dangling: .*annotation 1: Expected image_id of an entry but got 99"),
+        (
+            lambda c: c["annotations"][0].update(category_id=4),
+            "1 x id dangling: .*annotation 1: Expected category_id of an entry but got 4",
+        ),
+        (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), "1 x box not four numbers: .*annotation 2"),
+        (lambda c: c["annotations"][1].update(bbox=[1, 2, 3, "4"]), "1 x box not four numbers: .*annotation 2"),
         (lambda c: c.pop("categories"), "Expected a list of categories"),
-        (lambda c: c["images"][1].update(id=7), "used once, and a file_name"),
-        (lambda c: c["images"][1].pop("file_name"), "used once, and a file_name"),
-        (lambda c: c["categories"][1].update(id="3"), "a whole number as id"),
+        (lambda c: c["images"][1].update(id=7), "1 x id repeated: .*image 7: Expected id and name used once"),
+        (lambda c: c["images"][1].pop("file_name"), "1 x id wrong: .*image 3: Expected a whole number as id and a file_name"),
+        (lambda c: c["categories"][1].update(id="3"), "1 x id wrong: .*category 3: Expected a whole number as id and a name"),
     ],
 )
 def test_a_wrong_annotation_is_named(coco_files, change, message):
