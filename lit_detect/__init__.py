@@ -3,6 +3,7 @@
 from lit_detect.boxes import Anchors
 from lit_detect.callbacks import DetectionPictures, PredictionWriter, ResultsTable
 from lit_detect.data import (
+    AnnotatedImages,
     COCODetection,
     Concatenation,
     DetectionDataModule,
@@ -10,9 +11,15 @@ from lit_detect.data import (
     DigitsCOCO,
     DigitsVOC,
     ImageFolder,
+    LargeScaleJitter,
     RandomIoUCrop,
+    RandomPhotometricDistort,
+    RandomResizedZoom,
+    RandomShortestSize,
     RandomZoomOut,
     VOCDetection,
+    WindowTransform,
+    YOLODetection,
 )
 from lit_detect.detections import PostProcess
 from lit_detect.detector import Detector, OneCycle
@@ -40,6 +47,7 @@ __all__ = [
     "SSD",
     "VGG16",
     "Anchors",
+    "AnnotatedImages",
     "AtrousResNet",
     "Backbone",
     "BoxLoss",
@@ -61,10 +69,14 @@ __all__ = [
     "ImageFolder",
     "InputError",
     "IoULoss",
+    "LargeScaleJitter",
     "OneCycle",
     "PostProcess",
     "PredictionWriter",
     "RandomIoUCrop",
+    "RandomPhotometricDistort",
+    "RandomResizedZoom",
+    "RandomShortestSize",
     "RandomZoomOut",
     "ResultsTable",
     "RetinaNet",
@@ -73,7 +85,9 @@ __all__ = [
     "TimmBackbone",
     "TorchvisionBackbone",
     "VOCDetection",
+    "WindowTransform",
     "YOLOBoxLoss",
+    "YOLODetection",
     "YOLOLoss",
     "YOLOv3",
     "__version__",

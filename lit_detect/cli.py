@@ -1,7 +1,8 @@
-"""The command line: ``python -m lit_detect {fit,validate,test,predict} --config FILE``."""
+"""The command line: ``python -m lit_detect {fit,validate,test,predict} --config FILE``, and verbs for data: ``audit``, ``convert``."""
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import sys
 import warnings
@@ -9,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import ArgumentError, Namespace, auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -17,15 +19,17 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import lit_detect
 from lit_detect.callbacks import DetectionPictures, PredictionWriter, ResultsTable
 from lit_detect.data import DetectionDataModule
+from lit_detect.data.presets import RESIZING_PRESETS
 from lit_detect.detector import Detector
 from lit_detect.errors import InputError
 
-__all__ = ["DetectionCLI", "main"]
+__all__ = ["DetectionCLI", "main", "read_config"]
 
 PACKAGE = Path(lit_detect.__file__).parent
 # in a wheel the configs lie inside the package, in a checkout beside it
 CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), None)
 
+VERBS = {"audit": "lit_detect.data.audit", "convert": "lit_detect.data.convert"}  # beside Lightning's; each is a function of that module
 
 HARMLESS = (
     "(?s).*Dump of a value that does not round-trip",  # albumentations types ranges as tuples; it takes lists too
@@ -55,8 +59,7 @@ class DetectionCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        for name in ("classes", "category_ids"):
-            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+        link_classes(parser)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults(
             {
@@ -79,6 +82,7 @@ class DetectionCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settings that depend on other settings."""
         config = self.config[self.subcommand]
+        follow_the_model(config)
         if config.get("weights_only") is None:
             config.weights_only = True  # a checkpoint is data: code pickled into one is refused
         for name in ("verbose", "return_predictions"):  # our callbacks print the results, and write what is predicted
@@ -112,12 +116,55 @@ class DetectionCLI(LightningCLI):
             self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False, weights_only=True)
 
 
+def link_classes(parser: LightningArgumentParser) -> None:
+    """The data tells the model its classes."""
+    for name in ("classes", "category_ids"):
+        parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+
+def follow_the_model(config: Namespace) -> None:
+    """Training images are made in the network's size, and a network leaves sizes alone that a preset draws."""
+    arguments = config.model.init_args
+    if config.data.image_size is None and "size" in arguments:
+        config.data.image_size = arguments.size
+    if config.data.transforms in RESIZING_PRESETS and "train_min_sizes" in arguments and arguments.train_min_sizes is None:
+        arguments.train_min_sizes = []
+
+
+def read_config(path: Path | str) -> tuple[DetectionDataModule, Detector | None]:
+    """The data and the model of a training's config, without the trainer.
+
+    Args:
+        path: a YAML file with ``data``, and with ``model`` unless None is to be returned for it.
+
+    Raises:
+        InputError: the file has no data, or what it has cannot be understood.
+    """
+    content = yaml.safe_load(Path(path).read_text())
+    if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
+        raise InputError(f"Expected a training config with data in {path}.")
+    parts = {key: content[key] for key in ("data", "model") if key in content}
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(DetectionDataModule, "data")
+    if "model" in parts:
+        parser.add_lightning_class_args(Detector, "model", subclass_mode=True)
+        link_classes(parser)
+    try:
+        config = parser.parse_object(parts)
+    except ArgumentError as error:
+        raise InputError(f"Expected a training config in {path} but: {error}") from error
+    if "model" in parts:
+        follow_the_model(config)
+    made = parser.instantiate_classes(config)
+    return made.data, made.get("model")
+
+
 def find_configs(args: Sequence[str]) -> list[str]:
-    """The arguments, with the path of a shipped config for each ``--config`` that names no file here."""
+    """The arguments, with the path of a shipped config for each ``--config`` or ``--data`` that names no file here."""
     found = []
     for previous, arg in zip(["", *args], args, strict=False):
         flag, equals, value = arg.partition("=") if arg.startswith("--config=") else ("", "", arg)
-        if (flag or previous in ("--config", "-c")) and CONFIGS and not Path(value).exists():
+        if (flag or previous in ("--config", "-c", "--data")) and CONFIGS and not Path(value).exists():
             shipped = CONFIGS / value.removeprefix("configs/")
             value = str(shipped) if shipped.is_file() else value
         found.append(f"{flag}{equals}{value}")
@@ -130,6 +177,11 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         for message in HARMLESS:
             warnings.filterwarnings("ignore", message)
+        if arguments and arguments[0] in VERBS:
+            verb = arguments[0]
+            function = getattr(importlib.import_module(VERBS[verb]), verb)
+            auto_cli(function, args=arguments[1:], as_positional=False, prog=f"lit-detect {verb}")
+            return
         # sys.argv and not args, which Lightning takes for a call from Python; ranks that it starts run the same command again
         sys.argv[1:] = arguments
         DetectionCLI()

@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
 from lit_detect import DetectionDataModule, Detector, OneCycle
-from lit_detect.cli import CONFIGS
+from lit_detect.cli import CONFIGS, follow_the_model
 from lit_detect.data.transforms import compose
 from tests.conftest import random_batch
 
@@ -59,7 +59,9 @@ def build(parser, path, classes, **overridden):
     content = yaml.safe_load(path.read_text())
     arguments = content["model"]["init_args"]
     arguments |= {name: value for name, value in overridden.items() if name in arguments} | {"classes": classes}
-    return parser.instantiate_classes(parser.parse_object(content))
+    config = parser.parse_object(content)
+    follow_the_model(config)
+    return parser.instantiate_classes(config)
 
 
 @every_config
@@ -95,23 +97,20 @@ def test_a_config_builds_and_takes_a_step(path, parser):
 
 @every_config
 def test_augmentation_gives_images_that_the_network_takes(path, parser):
-    data = yaml.safe_load(path.read_text())["data"]
-    datamodule = parser.instantiate_classes(parser.parse_object({"data": data}, defaults=False)).data
+    content = yaml.safe_load(path.read_text())
+    data, size = content["data"], content["model"]["init_args"].get("size")
+    datamodule = parser.instantiate_classes(parser.parse_object({"data": {"image_size": size, **data}}, defaults=False)).data
     augment = compose(datamodule.transforms, datamodule.min_visibility)
     augment.set_random_seed(0)
-    sizes = [step["init_args"]["height"] for step in data["transforms"] if "height" in step.get("init_args", {})]
+    resized = data["transforms"] in ("ssd", "ssdlite") or "height" in str(data["transforms"])
+    expected = {"lsj": 1024}.get(str(data["transforms"]), size or 320) if resized or data["transforms"] == "lsj" else None
     boxes = np.array([[10.0, 20, 110, 90], [60, 40, 200, 130], [150, 10, 155, 14]])
     found = 0
     for _ in range(10):
         image = np.random.randint(0, 256, (150, 220, 3), dtype=np.uint8)
         out = augment(image=image, bboxes=boxes, kept=np.arange(3))
-        assert out["image"].dtype == np.uint8
-        height, width, channels = out["image"].shape
-        assert channels == 3
-        cropped_later = any("RandomIoUCrop" in step["class_path"] for step in data["transforms"][1:]) and "Resize" in str(
-            data["transforms"][0]
-        )
-        assert not sizes or cropped_later or (height, width) == (sizes[-1], sizes[-1])
+        assert (out["image"].dtype, out["image"].shape) == (np.uint8, (expected or 150, expected or 220, 3))
+        height, width, _channels = out["image"].shape
         assert (out["bboxes"][:, 2:] <= [width, height]).all()
         found += len(out["bboxes"])
     assert found >= 10

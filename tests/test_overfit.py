@@ -19,7 +19,7 @@ from lit_detect import (
     YOLOLoss,
     YOLOv3,
 )  # fmt: skip
-from lit_detect.data.dataset import Feed
+from lit_detect.data.feed import Feed
 
 SCALES = [0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95]
 ANCHORS = {"anchor_sizes": [[24], [48], [96], [192]]}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import albumentations as A
-import cv2
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lit_detect.data.dataset import Concatenation, DetectionDataset, EpochSampler, Feed
+from lit_detect.data.dataset import Concatenation, DetectionDataset
+from lit_detect.data.feed import EpochSampler, Feed, collate, one_thread
 from lit_detect.data.folder import ImageFolder
+from lit_detect.data.presets import preset
 from lit_detect.errors import InputError
 
 __all__ = ["DetectionDataModule"]
@@ -32,8 +31,15 @@ class DetectionDataModule(LightningDataModule):
         val: likewise.
         test: likewise.
         predict: a folder of images, or one image.
-        transforms: albumentations transforms for training, in order. Images are neither resized nor normalised here unless a
-            transform does it; the network does both.
+        transforms: for training: the name of a preset (``ssd``, ``ssdlite``, ``hflip``, ``multiscale``, ``lsj``: see `preset`), or
+            albumentations transforms in order. Images are not normalised here, and resized only if a transform does it; the network
+            does both.
+        image_size: side in pixels of the images that the presets ``ssd`` and ``ssdlite`` make, and of mosaics; on the command line
+            the model's `size` by default.
+        zoom: put zoom-out into the preset (true), or leave it out (false); by default it is as the preset has it.
+        mosaic: how often four images are put together as one before the transforms, 0..1.
+        aspect_ratio_group_factor: make up training batches of images of like aspect ratio, so that little is padded; torchvision's
+            bins, of which its references have 3 to each doubling; none for batches of any images.
         min_visibility: leave out boxes of which a transform keeps a smaller share of the area, 0..1.
         batch_size: images a step on each device.
         num_workers: processes that read and augment, on each device; 0 for none.
@@ -52,7 +58,11 @@ class DetectionDataModule(LightningDataModule):
         val: Split = None,
         test: Split = None,
         predict: str | None = None,
-        transforms: list[A.BasicTransform] | None = None,
+        transforms: str | list[A.BasicTransform] | None = None,
+        image_size: int | None = None,
+        zoom: bool | None = None,
+        mosaic: float = 0.0,
+        aspect_ratio_group_factor: int | None = None,
         min_visibility: float = 0.1,
         batch_size: int = 8,
         num_workers: int = 4,
@@ -63,7 +73,11 @@ class DetectionDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.splits = {"train": train, "val": val, "test": test, "predict": None if predict is None else ImageFolder(predict)}
-        self.transforms, self.min_visibility = list(transforms or []), min_visibility
+        if zoom is not None and not isinstance(transforms, str):
+            raise InputError("Expected the name of a preset as transforms, which zoom changes, but got none: list RandomZoomOut yourself.")
+        self.transforms = preset(transforms, image_size, zoom) if isinstance(transforms, str) else list(transforms or [])
+        self.image_size, self.mosaic, self.aspect_ratio_group_factor = image_size, mosaic, aspect_ratio_group_factor
+        self.min_visibility = min_visibility
         self.batch_size, self.num_workers, self.keep_empty = batch_size, num_workers, keep_empty
         self._classes, self._category_ids, self._seed = classes, category_ids, seed
         self.feeds: dict[str, Feed] = {}
@@ -119,13 +133,15 @@ class DetectionDataModule(LightningDataModule):
         indices = None if self.keep_empty else [index for index in range(len(dataset)) if dataset.num_boxes(index)]
         if indices == []:
             raise InputError(f"Expected images with boxes in data.train but all {len(dataset)} of {dataset} are empty.")
-        return Feed(dataset, self.transforms, True, self.min_visibility, self.seed, indices)
+        return Feed(dataset, self.transforms, True, self.min_visibility, self.seed, indices, self.mosaic, self.image_size or 640)
 
     def train_dataloader(self) -> DataLoader[Any]:
         feed = self.feeds["train"]
         trainer = self.trainer
         ranks = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-        sampler = EpochSampler(feed, *ranks, shuffle=True, seed=self.seed)
+        factor = self.aspect_ratio_group_factor
+        groups = None if factor is None else feed.aspect_groups(factor)
+        sampler = EpochSampler(feed, *ranks, self.seed, groups, self.batch_size)
         # a last batch that is not full would be a step with a learning rate that is too large for it
         return self._loader(feed, sampler=sampler, drop_last=len(sampler) >= self.batch_size, persistent_workers=self.num_workers > 0)
 
@@ -148,19 +164,3 @@ class DetectionDataModule(LightningDataModule):
             worker_init_fn=one_thread,
             **arguments,
         )
-
-
-def collate(samples: Sequence[tuple[Tensor, dict[str, Tensor]] | None]) -> tuple[Tensor | list[Tensor], list[dict[str, Tensor]]]:
-    """A batch from samples: images as one tensor ``(N, 3, H, W)`` if all have one size, else as a list; targets as a list.
-
-    Images that could not be read (None) are left out.
-    """
-    read = [sample for sample in samples if sample is not None]
-    images, targets = [image for image, _ in read], [target for _, target in read]
-    same = len({image.shape for image in images}) == 1
-    return (torch.stack(images) if same else images), targets
-
-
-def one_thread(worker: int) -> None:
-    """A worker has one core: keep OpenCV from starting a thread for each."""
-    cv2.setNumThreads(0)

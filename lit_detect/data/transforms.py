@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -12,30 +13,48 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the netwo
 import albumentations as A
 import cv2
 import numpy as np
-import torch
 from albumentations.augmentations.crops.transforms import BaseCrop
-from albumentations.core.bbox_utils import denormalize_bboxes, normalize_bboxes
+from albumentations.core.bbox_utils import BboxProcessor, denormalize_bboxes, normalize_bboxes
 from albumentations.core.type_definitions import ALL_TARGETS
-from torchvision.ops import box_iou
 
 from lit_detect.errors import InputError
 
 __all__ = ["RandomIoUCrop", "RandomZoomOut", "compose"]
 
+MEAN = (123, 117, 104)  # of ImageNet, in RGB: what is around an image
+STILL = (A.ImageOnlyTransform, A.HorizontalFlip, A.VerticalFlip)  # after these as much of a box is in the image as before
 ROUNDS = 100  # overlaps that RandomIoUCrop draws for an image at most; 1.0, one of its seven, all but surely comes before
 
 
 def compose(transforms: Sequence[A.BasicTransform], min_visibility: float = 0.0) -> A.Compose:
     """Transforms as one, which takes and gives ``image``, ``bboxes`` (xyxy in pixels) and ``kept``, the boxes' numbers.
 
-    Boxes are clipped to the new image. Those of which less than a pixel or less than `min_visibility` (0..1) of their area remains
-    are left out; ``kept`` tells which remain, so that any other field of a target follows.
+    A `WindowTransform` also takes a ``window``. Boxes are clipped to the new image. Those of which less than a pixel or less than
+    `min_visibility` (0..1) of their area remains are left out; ``kept`` tells which remain, so that any other field of a target follows.
     """
-    fields = ["kept"]
-    boxes = A.BboxParams("pascal_voc", fields, min_area=1.0, min_visibility=min_visibility, clip=True, filter_invalid_bboxes=True)
+    moving = [transform for transform in transforms if not isinstance(transform, STILL)]
+    boxes = A.BboxParams(
+        "pascal_voc",
+        ["kept"],
+        min_area=1.0,
+        min_visibility=min_visibility,
+        clip=True,
+        filter_invalid_bboxes=True,
+        # clipping after each transform takes as long as a resize; at the end it is the same if only one moves boxes out of the image
+        check_each_transform=len(moving) > 1 or not all(isinstance(transform, A.BasicTransform) for transform in moving),
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Got processor for bboxes")  # colours alone leave boxes where they are
-        return A.Compose(list(transforms), bbox_params=boxes)
+        composed = A.Compose(list(transforms), bbox_params=boxes)
+    composed.processors["bboxes"] = ClippedBoxes(boxes)
+    return composed
+
+
+class ClippedBoxes(BboxProcessor):  # type: ignore[misc]
+    """albumentations' processor less its check, in which boxes that have just been clipped and filtered cannot fail."""
+
+    def check(self, data: np.ndarray, shape: Any) -> None:
+        return
 
 
 class RandomZoomOut(A.DualTransform):  # type: ignore[misc]
@@ -59,18 +78,23 @@ class RandomZoomOut(A.DualTransform):  # type: ignore[misc]
 
     _targets = ALL_TARGETS
 
-    def __init__(self, side_range: Sequence[float] = (1.0, 4.0), fill: Sequence[float] = (123, 117, 104), p: float = 0.5) -> None:
+    def __init__(self, side_range: Sequence[float] = (1.0, 4.0), fill: Sequence[float] = MEAN, p: float = 0.5) -> None:
         super().__init__(p=p)
         self.side_range, self.fill = tuple(side_range), tuple(fill)
-        _expect(len(self.side_range) == 2 and 1 <= self.side_range[0] <= self.side_range[1], "1 <= low <= high as side_range", side_range)
-        _expect(1 <= len(self.fill) <= 4, "1 to 4 values as fill, one for each channel", fill)
+        expect(len(self.side_range) == 2 and 1 <= self.side_range[0] <= self.side_range[1], "1 <= low <= high as side_range", side_range)
+        expect(1 <= len(self.fill) <= 4, "1 to 4 values as fill, one for each channel", fill)
+
+    def draw(self, height: int, width: int, py_random: random.Random) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width of the canvas, and left and top of the image on it."""
+        side = py_random.uniform(*self.side_range)
+        canvas = int(height * side), int(width * side)
+        top, left = int((canvas[0] - height) * py_random.random()), int((canvas[1] - width) * py_random.random())
+        return canvas, (left, top)
 
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         height, width = params["shape"][:2]
-        side = self.py_random.uniform(*self.side_range)
-        canvas = int(height * side), int(width * side)
-        top, left = int((canvas[0] - height) * self.py_random.random()), int((canvas[1] - width) * self.py_random.random())
-        return {"canvas": canvas, "corner": (left, top)}
+        canvas, corner = self.draw(height, width, self.py_random)
+        return {"canvas": canvas, "corner": corner}
 
     def apply(self, img: np.ndarray, canvas: tuple[int, int], corner: tuple[int, int], fill: Sequence[float], **_: Any) -> np.ndarray:
         (height, width), (left, top) = canvas, corner
@@ -113,7 +137,7 @@ class RandomIoUCrop(BaseCrop):  # type: ignore[misc]
     >>> crop = A.Compose([RandomIoUCrop(overlaps=(0.7,))], bbox_params=A.BboxParams("pascal_voc"), seed=0)
     >>> out = crop(image=np.zeros((40, 60, 3), np.uint8), bboxes=np.array([[10, 10, 40, 30], [50, 30, 60, 40]]))
     >>> out["image"].shape, out["bboxes"].round(3).tolist()
-    ((23, 37, 3), [[1.0, 1.0, 31.0, 21.0]])
+    ((20, 33, 3), [[6.0, 0.0, 33.0, 20.0]])
     """
 
     def __init__(
@@ -130,58 +154,66 @@ class RandomIoUCrop(BaseCrop):  # type: ignore[misc]
         self.min_scale, self.max_scale = min_scale, max_scale
         self.min_aspect_ratio, self.max_aspect_ratio = min_aspect_ratio, max_aspect_ratio
         self.overlaps, self.trials = tuple(overlaps), trials
-        _expect(0 < min_scale <= max_scale <= 1, "0 < min_scale <= max_scale <= 1", (min_scale, max_scale))
-        _expect(0 < min_aspect_ratio <= max_aspect_ratio, "0 < min_aspect_ratio <= max_aspect_ratio", (min_aspect_ratio, max_aspect_ratio))
-        _expect(len(self.overlaps) > 0 and all(overlap >= 0 for overlap in self.overlaps), "overlaps of 0 or more", overlaps)
-        _expect(trials >= 1, "trials >= 1", trials)
+        expect(0 < min_scale <= max_scale <= 1, "0 < min_scale <= max_scale <= 1", (min_scale, max_scale))
+        expect(0 < min_aspect_ratio <= max_aspect_ratio, "0 < min_aspect_ratio <= max_aspect_ratio", (min_aspect_ratio, max_aspect_ratio))
+        expect(len(self.overlaps) > 0 and all(overlap >= 0 for overlap in self.overlaps), "overlaps of 0 or more", overlaps)
+        expect(trials >= 1, "trials >= 1", trials)
 
     @property
     def targets_as_params(self) -> list[str]:
         return ["bboxes"]
 
+    def draw(
+        self, height: int, width: int, boxes: np.ndarray, py_random: random.Random, random_generator: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        """A patch of an image with these boxes in pixels: left, top, right, bottom."""
+        left, top, right, bottom = boxes.T[:, :, None]
+        across, down, areas = (left + right) / 2, (top + bottom) / 2, (right - left) * (bottom - top)
+        for _ in range(ROUNDS if len(boxes) else 0):
+            least = py_random.choice(self.overlaps)
+            if least >= 1:
+                break
+            draws = random_generator.random((4, self.trials))  # all at once: rows are boxes, columns trials
+            scales = self.min_scale + (self.max_scale - self.min_scale) * draws[:2]
+            w, h = (scales[0] * width).astype(int), (scales[1] * height).astype(int)
+            x1, y1 = (draws[2] * (width - w)).astype(int), (draws[3] * (height - h)).astype(int)
+            x2, y2 = x1 + w, y1 + h
+            usable = (w > 0) & (h > 0) & (self.min_aspect_ratio * h <= w) & (w <= self.max_aspect_ratio * h)
+            centred = (x1 < across) & (across < x2) & (y1 < down) & (down < y2)
+            shared = (np.minimum(x2, right) - np.maximum(x1, left)) * (np.minimum(y2, bottom) - np.maximum(y1, top))
+            found = (usable & centred & (shared >= least * (areas + w * h - shared))).any(axis=0)
+            if found.any():
+                first = int(found.argmax())
+                return int(x1[first]), int(y1[first]), int(x2[first]), int(y2[first])
+        return 0, 0, width, height
+
     def get_params_dependent_on_data(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         height, width = params["shape"][:2]
-        whole = {"crop_coords": (0, 0, width, height)}
-        if not len(data["bboxes"]):
-            return whole
-        boxes = _in_pixels(data["bboxes"], (height, width))
-        for _ in range(ROUNDS):
-            least = self.py_random.choice(self.overlaps)
-            if least >= 1:
-                return whole
-            draws = self.random_generator.random((self.trials, 4))
-            scales = self.min_scale + (self.max_scale - self.min_scale) * draws[:, :2]
-            sizes = (scales * [width, height]).astype(int)
-            corners = (draws[:, 2:] * ([width, height] - sizes)).astype(int)
-            low, high = self.min_aspect_ratio * sizes[:, 1], self.max_aspect_ratio * sizes[:, 1]
-            usable = (sizes > 0).all(axis=1) & (low <= sizes[:, 0]) & (sizes[:, 0] <= high)
-            patches = np.concatenate([corners, corners + sizes], axis=1)[usable]
-            ious = box_iou(torch.from_numpy(patches).double(), torch.from_numpy(boxes)).numpy()
-            found = np.flatnonzero((_centred(boxes, patches) & (ious >= least)).any(axis=1))
-            if found.size:
-                return {"crop_coords": tuple(patches[found[0]].tolist())}
-        return whole
+        boxes = in_pixels(data["bboxes"], (height, width))
+        return {"crop_coords": self.draw(height, width, boxes, self.py_random, self.random_generator)}
 
     def apply_to_bboxes(self, bboxes: np.ndarray, crop_coords: tuple[int, int, int, int], **params: Any) -> np.ndarray:
         height, width = params["shape"][:2]
         if not bboxes.size or crop_coords == (0, 0, width, height):
             return bboxes
-        inside = _centred(_in_pixels(bboxes, (height, width)), np.array([crop_coords]))[0]
+        inside = centred(in_pixels(bboxes, (height, width)), crop_coords)
         return super().apply_to_bboxes(bboxes[inside], crop_coords, **params)  # type: ignore[no-any-return]
 
 
-def _expect(valid: bool, expected: str, got: object) -> None:
+def expect(valid: bool, expected: str, got: object) -> None:
     """Refuse an argument."""
     if not valid:
         raise InputError(f"Expected {expected} but got {got}.")
 
 
-def _in_pixels(bboxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def in_pixels(bboxes: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Boxes in pixels, ``(n, 4)`` float64, rounded since albumentations' float32 of 0..1 puts whole pixels a little off."""
-    return denormalize_bboxes(bboxes[:, :4], shape).round(2)  # type: ignore[no-any-return]
+    if not bboxes.size:
+        return np.zeros((0, 4))
+    return denormalize_bboxes(bboxes[:, :4], shape).round(3)  # type: ignore[no-any-return]
 
 
-def _centred(boxes: np.ndarray, patches: np.ndarray) -> np.ndarray:
-    """Whether each box's centre is inside each patch: ``(patches, boxes)``."""
-    centres, patches = (boxes[:, :2] + boxes[:, 2:]) / 2, patches[:, None]
-    return ((patches[..., :2] < centres) & (centres < patches[..., 2:])).all(axis=2)  # type: ignore[no-any-return]
+def centred(boxes: np.ndarray, patch: Sequence[float]) -> np.ndarray:
+    """Whether each box's centre is inside a patch."""
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return ((patch[:2] < centres) & (centres < patch[2:])).all(axis=1)  # type: ignore[no-any-return]

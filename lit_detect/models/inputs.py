@@ -96,7 +96,8 @@ class ShortestSide(Normalize):
         max_size: longest side in pixels.
         mean: subtracted from RGB in 0..1.
         std: divided by after that.
-        train_min_sizes: in training the shorter side is one of these, drawn for each image; by default `min_size`.
+        train_min_sizes: in training the shorter side is one of these, drawn for each image; by default `min_size`. With an empty
+            list images are trained on in the sizes that they come in.
         divisor: height and width of the batch are multiples of this.
     """
 
@@ -111,7 +112,7 @@ class ShortestSide(Normalize):
     ) -> None:
         super().__init__(mean, std)
         self.min_size, self.max_size, self.divisor = min_size, max_size, divisor
-        self.train_min_sizes = list(train_min_sizes or [min_size])
+        self.train_min_sizes = [min_size] if train_min_sizes is None else list(train_min_sizes)
 
     def forward(self, images: Tensor | Sequence[Tensor]) -> Inputs:  # type: ignore[override]
         resized = [self.resize(image[None]) for image in images]
@@ -125,6 +126,8 @@ class ShortestSide(Normalize):
     def resize(self, image: Tensor) -> Tensor:
         short, long = sorted(image.shape[-2:])
         sizes = self.train_min_sizes if self.training else [self.min_size]
+        if not sizes:
+            return super().forward(image)
         min_size = sizes[int(torch.randint(len(sizes), ()))] if len(sizes) > 1 else sizes[0]
         scale = min(min_size / short, self.max_size / long)
         size = [max(1, int(side * scale)) for side in image.shape[-2:]]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lit_detect import COCODetection, DetectionDataModule, InputError, VOCDetection
-from lit_detect.data.datamodule import collate
+from lit_detect.data.feed import collate
 
 CLASSES = ["cat", "dog", "horse"]
 

@@ -6,7 +6,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from lit_detect import COCODetection, Concatenation, DetectionDataset, InputError, VOCDetection
-from lit_detect.data.dataset import EpochSampler, Feed, read_image
+from lit_detect.data.feed import EpochSampler, Feed
+from lit_detect.data.images import read_image
 
 CLASSES = ["cat", "dog", "horse"]
 AUGMENT = [A.HorizontalFlip(p=0.5), A.ColorJitter(p=1), A.RandomSizedBBoxSafeCrop(40, 50, p=0.5)]
@@ -168,7 +169,7 @@ def test_exif_rotation_is_applied_only_where_asked(tmp_path):
     exif[0x0112] = 6  # a quarter turn
     Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
     assert read_image(tmp_path / "turned.jpg").shape == (20, 30, 3)
-    assert read_image(tmp_path / "turned.jpg", exif_rotation=True).shape == (30, 20, 3)
+    assert read_image(tmp_path / "turned.jpg", rotate=True).shape == (30, 20, 3)
 
 
 HALF_A_JPEG = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))[1].tobytes()[:2000]
@@ -181,3 +182,106 @@ def test_an_unreadable_image_is_named(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"Expected an image but .*bad\.jpg"):
         read_image(path)
+
+
+@pytest.fixture
+def wide_and_tall(voc_root):
+    """Twelve images of 80 x 60 and twelve of 60 x 80."""
+    names = [f"photo{number}" for number in range(24)]
+    for number, name in enumerate(names):
+        width, height = (80, 60) if number % 2 else (60, 80)
+        cv2.imwrite(str(voc_root / "JPEGImages" / f"{name}.jpg"), np.full((height, width, 3), number, np.uint8))
+        size = f"<size><width>{width}</width><height>{height}</height></size>"
+        (voc_root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}</annotation>")
+    (voc_root / "ImageSets" / "Main" / "photos.txt").write_text("\n".join(names))
+    return Feed(VOCDetection(str(voc_root), "photos", CLASSES))
+
+
+@pytest.mark.parametrize(("ranks", "batch_size"), [(1, 4), (2, 3), (3, 2)])
+def test_batches_of_all_ranks_have_one_aspect_ratio(wide_and_tall, ranks, batch_size):
+    groups = wide_and_tall.aspect_groups(3)
+    assert len(set(groups)) == 2
+    samplers = [EpochSampler(wide_and_tall, ranks, rank, 0, groups, batch_size) for rank in range(ranks)]
+    epochs = []
+    for epoch in (0, 1):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        orders = [[index for _, index in sampler] for sampler in samplers]
+        assert sorted(index for order in orders for index in order) == list(range(24))
+        for start in range(0, 24 // ranks, batch_size):
+            assert len({groups[index] for order in orders for index in order[start : start + batch_size]}) == 1
+        epochs.append(orders)
+    assert epochs[0] != epochs[1]
+
+
+def test_aspect_ratios_are_torchvisions_bins(wide_and_tall):
+    from bisect import bisect_right
+
+    bins = (2 ** np.linspace(-1, 1, 7)).tolist()  # torchvision/references/detection/group_by_aspect_ratio.py, k = 3
+    assert wide_and_tall.aspect_groups(3) == [bisect_right(bins, 80 / 60 if index % 2 else 60 / 80) for index in range(24)]
+
+
+def test_what_is_left_over_is_not_lost(wide_and_tall):
+    groups = wide_and_tall.aspect_groups(3)
+    orders = [[index for _, index in EpochSampler(wide_and_tall, 5, rank, 0, groups, 2)] for rank in range(5)]
+    assert [len(order) for order in orders] == [5] * 5
+    assert {index for order in orders for index in order} == set(range(24))
+
+
+def test_mosaic_puts_four_images_and_their_boxes_together(voc_root):
+    colours = []
+    for number in range(5):
+        colour = 40 * number + 20
+        image = np.full((60, 80, 3), 250, np.uint8)
+        if number < 4:
+            image[20:50, 10 + number : 40] = colour
+            colours.append(colour)
+        cv2.imwrite(str(voc_root / "JPEGImages" / f"image{number}.png"), image)
+        (voc_root / "JPEGImages" / f"image{number}.jpg").unlink()
+    feed = Feed(VOCDetection(str(voc_root), "train", CLASSES), mosaic=1.0, mosaic_size=200, seed=3)
+    seen = 0
+    for epoch in range(20):
+        image, target = feed[epoch, epoch % 5]
+        assert image.shape == (3, 200, 200)
+        assert int(target["image_id"]) == epoch % 5
+        assert {len(target[name]) for name in ("boxes", "labels", "difficult", "area")} == {len(target["boxes"])}
+        for (left, top, right, bottom), label in zip(target["boxes"].round().int().tolist(), target["labels"], strict=True):
+            patch = image[0, top + 3 : bottom - 3, left + 3 : right - 3]
+            if min(right - left, bottom - top) >= 12:
+                colour = int(patch.float().median())
+                assert patch.float().std() < 4
+                assert min(abs(colour - colours[number]) for number in range(4) if number % 3 == label - 1) <= 2
+                seen += 1
+    assert seen > 20
+    again = feed[4, 2]
+    assert torch.equal(again[0], feed[4, 2][0])
+    assert not torch.equal(again[0], feed[5, 2][0])
+
+
+def test_a_window_is_drawn_before_the_image_is_decoded(voc_root, monkeypatch):
+    """What is decoded at a half is what would come of the whole image, but for the resampling."""
+    from lit_detect.data import images
+    from lit_detect.data.presets import preset
+
+    smooth = cv2.resize(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8), (640, 480), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(voc_root / "JPEGImages" / "image0.jpg"), smooth, [cv2.IMWRITE_JPEG_QUALITY, 98])
+    path = voc_root / "Annotations" / "image0.xml"
+    path.write_text(path.read_text().replace("<width>80</width><height>60</height>", "<width>640</width><height>480</height>"))
+    feed = Feed(VOCDetection(str(voc_root), "val", CLASSES), preset("ssdlite", 150, zoom=True))
+    reductions = []
+    real = images.read_image
+
+    def read(path, rotate=False, reduction=1):
+        reductions.append(reduction)
+        return real(path, rotate, reduction)
+
+    monkeypatch.setattr(images, "read_image", read)
+    small = [feed[epoch, 0] for epoch in range(30)]
+    assert set(reductions) == {1, 2, 4, 8}
+    monkeypatch.setitem(images.REDUCED, 2, images.REDUCED[1])
+    monkeypatch.setattr(images.ImageFile, "from_header", classmethod(lambda cls, p, h, r: cls(p, h.width, h.height, (1,), r)))
+    whole = Feed(VOCDetection(str(voc_root), "val", CLASSES), preset("ssdlite", 150, zoom=True))
+    for epoch, (image, target) in enumerate(small):
+        expected, boxes = whole[epoch, 0]
+        assert torch.allclose(target["boxes"], boxes["boxes"], atol=1e-3)
+        assert (image.float() - expected.float()).abs().mean() < 2

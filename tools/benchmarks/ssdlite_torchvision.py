@@ -15,7 +15,7 @@ import torch
 from ssdlite_epoch import networks, plain_loader
 
 from lit_detect import COCOMeanAveragePrecision, VOCDetection
-from lit_detect.data.dataset import Feed
+from lit_detect.data.feed import Feed
 
 
 def main() -> None:

@@ -1,0 +1,226 @@
+"""From a data set to batches: reading no more than is needed, augmenting, checking, shuffling, grouping, collating."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import albumentations as A
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from lit_detect.data.dataset import DecodedImage, DetectionDataset, Target
+from lit_detect.data.images import ImageFile
+from lit_detect.data.transforms import compose
+from lit_detect.data.windows import WindowTransform
+from lit_detect.errors import InputError
+
+__all__ = ["EpochSampler", "Feed", "collate", "one_thread"]
+
+log = logging.getLogger(__name__)
+
+Fields = dict[str, np.ndarray]
+Sample = tuple[Tensor, dict[str, Tensor]]
+FIELDS = {"area": np.float32, "iscrowd": np.int64, "difficult": np.int64}  # beside boxes and labels, one value a box
+
+
+class Feed(Dataset[Sample]):
+    """A data set as the network is fed: tensors, augmented if asked.
+
+    The random numbers of a sample are a function of the seed, the epoch and its index, whatever the worker or rank that draws it
+    and however the epoch began. If the first transform is a `WindowTransform`, its window is drawn before the image is decoded, so
+    that a JPEG is decoded no larger than the window needs it.
+
+    Args:
+        dataset: where images and targets come from.
+        transforms: albumentations transforms, none for evaluation.
+        train: leave out what is not to be learnt (crowd boxes).
+        min_visibility: leave out boxes of which a transform keeps a smaller share, 0..1.
+        seed: of the augmentations.
+        indices: the data set's images to use, all by default.
+        mosaic: how often four images are put together before the transforms (YOLOv4, section 3.4), 0..1; a box stays that a quarter
+            is left of.
+        mosaic_size: side of such an image in pixels.
+        skip_unreadable: give None for an image that cannot be read, and warn, instead of raising.
+    """
+
+    def __init__(
+        self,
+        dataset: DetectionDataset,
+        transforms: Sequence[A.BasicTransform] = (),
+        train: bool = False,
+        min_visibility: float = 0.0,
+        seed: int = 0,
+        indices: Sequence[int] | None = None,
+        mosaic: float = 0.0,
+        mosaic_size: int = 640,
+        skip_unreadable: bool = False,
+    ) -> None:
+        self.dataset, self.train, self.seed, self.skip_unreadable = dataset, train, seed, skip_unreadable
+        self.indices = range(len(dataset)) if indices is None else indices
+        self.augment = compose(transforms, min_visibility) if transforms else None
+        self.window = transforms[0] if transforms and isinstance(transforms[0], WindowTransform) else None
+        self.mosaic = mosaic
+        sides = (mosaic_size, mosaic_size)
+        self.stitch = compose([A.Mosaic(target_size=sides, cell_shape=sides, center_range=(0.25, 0.75), p=1)], min_visibility=0.25)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample | None:  # type: ignore[override]
+        epoch, position = key if isinstance(key, tuple) else (0, key)
+        index = self.indices[position]
+        try:
+            image, fields = self._read(index, np.random.default_rng([self.seed, epoch, index]))
+        except InputError as error:
+            if not self.skip_unreadable:
+                raise
+            log.warning("Skipped: %s", error)
+            return None
+        self._check_pixels(image, index)
+        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return pixels, {name: torch.as_tensor(value) for name, value in fields.items()}
+
+    def _read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Fields]:
+        """An image and its target, augmented."""
+        source, fields = self._open(index)
+        if rng.random() < self.mosaic:
+            others = [self._open(self.indices[other]) for other in rng.integers(len(self), size=3)]
+            source, fields = self._stitched([(source, fields), *others], int(rng.integers(2**32)))
+        if self.augment is None:
+            return source.read(), fields
+        self.augment.set_random_seed(int(rng.integers(2**32)))
+        boxes, reduction, drawn = fields["boxes"], 1, {}
+        if self.window is not None:
+            window = self.window.draw(source.height, source.width, boxes.astype(np.float64))
+            reduction = min(window.reduction, source.reductions[-1])
+            drawn["window"] = window.reduced(reduction)
+        augmented = self.augment(image=source.read(reduction), bboxes=boxes / reduction, kept=np.arange(len(boxes)), **drawn)
+        fields = take(fields, np.asarray(augmented["kept"], dtype=np.int64))
+        fields["boxes"] = np.asarray(augmented["bboxes"], dtype=np.float32).reshape(-1, 4)
+        return augmented["image"], fields
+
+    def _stitched(self, parts: Sequence[tuple[ImageFile | DecodedImage, Fields]], seed: int) -> tuple[DecodedImage, Fields]:
+        """Four images as one."""
+        together = {name: np.concatenate([fields[name] for _, fields in parts]) for name, value in parts[0][1].items() if value.ndim}
+        numbers = np.split(np.arange(len(together["boxes"])), np.cumsum([len(fields["boxes"]) for _, fields in parts])[:-1])
+        entries = [
+            {"image": image.read(), "bboxes": fields["boxes"], "kept": own} for (image, fields), own in zip(parts, numbers, strict=True)
+        ]
+        self.stitch.set_random_seed(seed)
+        out = self.stitch(**entries[0], mosaic_metadata=entries[1:])
+        fields = take(together, np.asarray(out["kept"], dtype=np.int64))
+        boxes = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4)
+        return DecodedImage(out["image"]), {**fields, "boxes": boxes, "image_id": parts[0][1]["image_id"]}
+
+    def _open(self, index: int) -> tuple[ImageFile | DecodedImage, Fields]:
+        """An image that is not yet decoded, and its checked target without what is not to be learnt."""
+        source, target = self.dataset.open(index)
+        if isinstance(source, DecodedImage):
+            self._check_pixels(source.pixels, index)
+        fields = self._checked(source, target, index)
+        if self.train and "iscrowd" in fields:
+            fields = take(fields, np.flatnonzero(fields["iscrowd"] == 0))
+        return source, fields
+
+    def _checked(self, image: ImageFile | DecodedImage, target: Target, index: int) -> Fields:
+        """The target as arrays, its boxes clipped to the image; what a network could not learn from is refused."""
+        fields = {"image_id": np.asarray(index), **{name: np.asarray(value) for name, value in target.items()}}
+        boxes, labels = fields["boxes"].reshape(-1, 4), fields["labels"].astype(np.int64)
+        clipped = boxes.astype(np.float64).clip(0, [image.width, image.height] * 2).astype(np.float32)
+        wrong = ~(clipped[:, 2:] > clipped[:, :2]).all(axis=1) | (labels < 1) | (labels > len(self.dataset.classes))
+        if wrong.any():
+            raise InputError(
+                f"Expected boxes inside the {image.width} x {image.height} pixels of {self.dataset.file_name(index)}, "
+                f"and labels 1 to {len(self.dataset.classes)}, but got "
+                f"{boxes[wrong][0].tolist()} with label {labels[wrong][0]} in {self.dataset}."
+            )
+        types = {name: fields[name].astype(dtype) for name, dtype in FIELDS.items() if name in fields}
+        return {**fields, **types, "boxes": clipped, "labels": labels}
+
+    def _check_pixels(self, image: np.ndarray, index: int) -> None:
+        """Refuse what the network would take for something else."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise InputError(
+                f"Expected {self.dataset.file_name(index)} as uint8 RGB (H, W, 3), which the network itself normalises, "
+                f"but got {image.dtype} {image.shape}; is there a transform that normalises or makes a tensor?"
+            )
+
+    def aspect_groups(self, factor: int) -> list[int]:
+        """A number for each image's aspect ratio: torchvision's bins, `factor` to each doubling of width over height from 1/2 to 2."""
+        bins = 2 ** np.linspace(-1, 1, 2 * factor + 1)
+        files = (self.dataset.open(index)[0] for index in self.indices)
+        return np.digitize([file.width / file.height for file in files], bins).tolist()  # type: ignore[no-any-return]
+
+
+def take(fields: Fields, kept: np.ndarray) -> Fields:
+    """The target with some of its boxes, every field alike."""
+    return {name: value[kept] if value.ndim else value for name, value in fields.items()}
+
+
+class EpochSampler(DistributedSampler[tuple[int, int]]):
+    """Shuffled indices of one rank, each with its epoch, so that a sample knows which epoch it is drawn for.
+
+    Lightning calls `set_epoch`, and leaves a `DistributedSampler` in place on any number of ranks.
+
+    Args:
+        feed: what is sampled.
+        ranks: number of processes.
+        rank: this one.
+        seed: of the order.
+        groups: a number for each image; a batch, and the batches of all ranks in one step, have images of one group, but for the
+            few left over at the end of an epoch.
+        batch_size: images a step on each rank, for the groups.
+        shuffle: in a new order each epoch.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        ranks: int,
+        rank: int,
+        seed: int = 0,
+        groups: Sequence[int] | None = None,
+        batch_size: int = 1,
+        shuffle: bool = True,
+    ) -> None:
+        super().__init__(feed, ranks, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        self.groups, self.batch_size = groups, batch_size
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = super().__iter__() if self.groups is None else self._grouped(self.groups)
+        return ((self.epoch, index) for index in order)  # type: ignore[misc]
+
+    def _grouped(self, groups: Sequence[int]) -> Iterator[int]:
+        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        order += order[: self.total_size - len(order)]  # as many for each rank
+        waiting: dict[int, list[int]] = defaultdict(list)
+        grouped: list[int] = []
+        for index in order:
+            group = waiting[groups[index]]
+            group.append(index)
+            if len(group) == self.batch_size * self.num_replicas:
+                grouped += group
+                group.clear()
+        left = [index for _, group in sorted(waiting.items()) for index in group]
+        return iter((grouped + left)[self.rank :: self.num_replicas])
+
+
+def collate(samples: Sequence[Sample | None]) -> tuple[Tensor | list[Tensor], list[dict[str, Tensor]]]:
+    """A batch from samples: images as one tensor ``(N, 3, H, W)`` if all have one size, else as a list; targets as a list.
+
+    Images that could not be read (None) are left out.
+    """
+    read = [sample for sample in samples if sample is not None]
+    images, targets = [image for image, _ in read], [target for _, target in read]
+    same = len({image.shape for image in images}) == 1
+    return (torch.stack(images) if same else images), targets
+
+
+def one_thread(worker: int) -> None:
+    """A worker has one core: keep OpenCV from starting a thread for each."""
+    cv2.setNumThreads(0)
