@@ -6,19 +6,18 @@ are written once to a cache folder as a VOC tree and as COCO files, and read bac
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree.ElementTree import Element, ElementTree, SubElement
 
 import cv2
 import numpy as np
 
 from lit_detect.data.coco import COCODetection
 from lit_detect.data.voc import VOCDetection
+from lit_detect.data.writers import Labelled, encode_image, voc_annotation, write_coco
 
 __all__ = ["DigitsCOCO", "DigitsVOC", "write_digits"]
 
@@ -157,45 +156,14 @@ def covered(box: np.ndarray, other: np.ndarray) -> float:
 
 def write_split(folder: Path, split: str, scenes: dict[str, Scene]) -> None:
     """Write images, XML, the image set and the JSON of one split."""
-    content: dict[str, list[dict[str, object]]] = {
-        "images": [],
-        "annotations": [],
-        "categories": [{"id": digit + 1, "name": str(digit), "supercategory": "digit"} for digit in range(10)],
-    }
+    classes = [str(digit) for digit in range(10)]
+    images = []
     for number, (name, scene) in enumerate(scenes.items(), start=1):
-        bgr = cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR)
-        cv2.imwrite(str(folder / "JPEGImages" / f"{name}.jpg"), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
-        write_xml(folder / "Annotations" / f"{name}.xml", scene)
-        content["images"].append({"id": number, "file_name": f"{name}.jpg", "width": SIDE, "height": SIDE})
-        for box, digit in zip(scene.boxes.tolist(), scene.digits, strict=True):
-            width, height = box[2] - box[0], box[3] - box[1]
-            content["annotations"].append(
-                {
-                    "id": len(content["annotations"]) + 1,
-                    "image_id": number,
-                    "category_id": digit + 1,
-                    "bbox": [box[0], box[1], width, height],
-                    "area": width * height,
-                    "iscrowd": 0,
-                }
-            )
+        target = {"boxes": scene.boxes, "labels": np.array(scene.digits) + 1, "image_id": number}
+        image = Labelled(f"{name}.jpg", SIDE, SIDE, target)
+        encode_image(folder / "JPEGImages" / image.file_name, scene.image)
+        (folder / "Annotations" / f"{name}.xml").write_bytes(voc_annotation(image, classes))
+        images.append(image)
     (folder / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(scenes) + "\n")
-    (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
-
-
-def write_xml(path: Path, scene: Scene) -> None:
-    """Write one VOC annotation; its corners count pixels from 1."""
-    root = Element("annotation")
-    SubElement(root, "folder").text = "JPEGImages"
-    SubElement(root, "filename").text = f"{path.stem}.jpg"
-    size = SubElement(root, "size")
-    for name, value in (("width", SIDE), ("height", SIDE), ("depth", 3)):
-        SubElement(size, name).text = str(value)
-    for (x1, y1, x2, y2), digit in zip(scene.boxes.tolist(), scene.digits, strict=True):
-        item = SubElement(root, "object")
-        SubElement(item, "name").text = str(digit)
-        SubElement(item, "difficult").text = "0"
-        corners = SubElement(item, "bndbox")
-        for side, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
-            SubElement(corners, side).text = str(value)
-    ElementTree(root).write(path)
+    categories = [{"id": number, "name": name, "supercategory": "digit"} for number, name in enumerate(classes, start=1)]
+    write_coco(folder / "annotations" / f"instances_{split}.json", images, categories)

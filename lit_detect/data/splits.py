@@ -1,0 +1,139 @@
+"""From a path to data sets by split, whatever the format: for the verbs ``audit`` and ``convert``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lit_detect.data.annotated import AnnotatedImages
+from lit_detect.data.coco import COCODetection
+from lit_detect.data.dataset import Concatenation, DetectionDataset
+from lit_detect.data.faults import OnInvalid
+from lit_detect.data.images import IMAGE_SUFFIXES
+from lit_detect.data.voc import VOCDetection
+from lit_detect.data.yolo import YOLO_SETS, YOLODetection, read_yaml
+from lit_detect.errors import InputError
+
+__all__ = ["open_splits"]
+
+LOOKED_FOR = (
+    "a VOC folder (Annotations, ImageSets/Main), a COCO folder (annotations/instances_*.json), a YOLO folder (data.yaml), "
+    "a COCO json, a YOLO data.yaml or a training's config"
+)
+
+
+def open_splits(data: str, on_invalid: OnInvalid = "drop") -> dict[str, DetectionDataset]:
+    """The data sets of a path, by the names of their splits. Annotations are not read yet.
+
+    Args:
+        data: a VOC folder, of whose image sets those of one class (``cat_train``) and those that repeat others (``trainval``) are left
+            out; a COCO folder or one of its json files, with images in a folder nearby; a YOLO ``data.yaml`` or its folder; or a
+            training's config, whose ``train``, ``val`` and ``test`` are taken.
+        on_invalid: what the readers do about faults; those of a config do what it says, or ``drop``.
+
+    Raises:
+        InputError: nothing of the kind is there; the message says what was looked for.
+    """
+    path = Path(data)
+    if path.is_dir():
+        for find in (voc_splits, coco_splits, yolo_splits):
+            if splits := find(path, on_invalid):
+                return splits
+        roots = sorted(str(marker.parent) for pattern in ("*/Annotations", "*/*/Annotations") for marker in path.glob(pattern))
+        raise InputError(
+            f"Expected {LOOKED_FOR} but {path} has neither."
+            + (f" There are VOC folders in it, give one of them: {', '.join(roots)}." if roots else "")
+        )
+    if not path.is_file():
+        raise InputError(f"Expected {LOOKED_FOR} but there is no {path}.")
+    if path.suffix == ".json":
+        return {split_of(path): COCODetection(str(images_of(path)), str(path), on_invalid)}
+    if path.suffix not in (".yaml", ".yml"):
+        raise InputError(f"Expected {LOOKED_FOR} but got {path}.")
+    return config_splits(path, on_invalid) if isinstance(read_yaml(path).get("data"), dict) else yolo_file_splits(path, on_invalid)
+
+
+def voc_splits(root: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:
+    """The image sets of a VOC folder."""
+    if not (root / "Annotations").is_dir() or not (root / "ImageSets" / "Main").is_dir():
+        return {}
+    files = sorted((root / "ImageSets" / "Main").glob("*.txt"))
+    sets = {file.stem: VOCDetection(str(root), file.stem, on_invalid=on_invalid) for file in files if not of_one_class(file)}
+    if not sets:
+        raise InputError(f"Expected image sets in {root / 'ImageSets' / 'Main'} but there are none (*.txt).")
+    ids = {name: set(dataset.ids) for name, dataset in sets.items()}
+    parts = {name: [other for other in ids.values() if other < own] for name, own in ids.items()}
+    return {name: dataset for name, dataset in sets.items() if not parts[name] or set().union(*parts[name]) != ids[name]}
+
+
+def of_one_class(file: Path) -> bool:
+    """Whether an image set is one of VOC's for classification: called after another, with a flag on each line."""
+    whole = file.with_name(f"{file.stem.rpartition('_')[2]}.txt")
+    if whole == file or not whole.is_file():
+        return False
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        return bool(re.search(r"\s(-1|0|1)$", lines.readline().rstrip()))
+
+
+def coco_splits(root: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:
+    """The annotation files of a COCO folder."""
+    files = sorted((root / "annotations").glob("instances_*.json"))
+    return {split_of(file): COCODetection(str(images_of(file)), str(file), on_invalid) for file in files}
+
+
+def split_of(file: Path) -> str:
+    """The split that an annotation file is called after.
+
+    >>> split_of(Path("annotations/instances_val2017.json")), split_of(Path("cells/test.json"))
+    ('val2017', 'test')
+    """
+    return file.stem.removeprefix("instances_")
+
+
+def images_of(file: Path) -> Path:
+    """The folder of the images that an annotation file is of."""
+    split = split_of(file)
+    root = file.parent.parent if file.parent.name == "annotations" else file.parent
+    folders = [root / split, root / "images" / split, root / "images", root / "JPEGImages"]
+    found = next((folder for folder in folders if folder.is_dir()), None)
+    if found is None and any(other.suffix.lower() in IMAGE_SUFFIXES for other in file.parent.iterdir()):
+        found = file.parent  # Roboflow's exports have both in one folder
+    if found is None:
+        raise InputError(f"Expected the images of {file} in one of {', '.join(map(str, folders))} but there is none of these folders.")
+    return found
+
+
+def yolo_splits(root: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:
+    """The splits of a folder with a YOLO data.yaml, by any name if there is but one."""
+    files = [root / "data.yaml"] if (root / "data.yaml").is_file() else sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    files = [file for file in files if file.name == "data.yaml" or "names" in read_yaml(file)]
+    if len(files) > 1:
+        raise InputError(f"Expected one YOLO data.yaml in {root} but there are {', '.join(file.name for file in files)}: give one of them.")
+    return yolo_file_splits(files[0], on_invalid) if files else {}
+
+
+def yolo_file_splits(file: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:
+    """The splits that a YOLO data.yaml names."""
+    content = read_yaml(file)
+    names = [name for name in YOLO_SETS if content.get(name) is not None]
+    if not names:
+        raise InputError(
+            f"Expected {file} as a YOLO data.yaml ({', '.join(YOLO_SETS)}, names) or a training's config (data) "
+            f"but its keys are: {', '.join(map(str, list(content)[:20])) or 'none'}."
+        )
+    return {name: YOLODetection(str(file), name, on_invalid) for name in names}
+
+
+def config_splits(file: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:
+    """The data sets of a training's config."""
+    from lit_detect.cli import read_config  # not on top: the command line imports what this package gives
+
+    data, _ = read_config(str(file))
+    splits = {name: data.dataset(name) for name in ("train", "val", "test") if data.splits[name] not in (None, [])}
+    if not splits:
+        raise InputError(f"Expected data.train, data.val or data.test in {file} but none is set.")
+    for dataset in splits.values() if on_invalid == "drop" else ():
+        for part in dataset.parts if isinstance(dataset, Concatenation) else [dataset]:
+            if isinstance(part, AnnotatedImages):
+                part.on_invalid = on_invalid
+    return splits

@@ -1,0 +1,146 @@
+import json
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from lit_detect import COCODetection, Concatenation, InputError, VOCDetection, YOLODetection
+from lit_detect.data.digits import write_digits
+from lit_detect.data.splits import open_splits
+
+DIGITS = {"train": 3, "val": 2}
+
+
+def image_sets(root, **sets):
+    for name, lines in sets.items():
+        (root / "ImageSets/Main" / f"{name}.txt").write_text("".join(f"{line}\n" for line in lines))
+
+
+@pytest.fixture
+def yolo_root(tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / "yolo" / folder).mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "yolo/images/a.jpg"), np.zeros((60, 80, 3), np.uint8))
+    (tmp_path / "yolo/labels/a.txt").write_text("0 .5 .5 .5 .5\n")
+    (tmp_path / "yolo/data.yaml").write_text("train: images\nval: images\ntest:\nnames: [cat]\n")
+    return tmp_path / "yolo"
+
+
+def test_the_image_sets_of_a_voc_folder(voc_root):
+    names = [f"image{number}" for number in range(5)]
+    image_sets(
+        voc_root,
+        train=names[:2],
+        val=names[2:4],
+        test=names[4:],
+        trainval=names[:4],
+        all=names,
+        small_train=names[:1],
+        cat_train=[f"{name} {flag}" for name, flag in zip(names[:2], (1, -1), strict=True)],
+        person_val=[f"{name}  0" for name in names[2:4]],
+    )
+    splits = open_splits(str(voc_root), "raise")
+    assert list(splits) == ["small_train", "test", "train", "val"]
+    assert all(isinstance(dataset, VOCDetection) and dataset.on_invalid == "raise" for dataset in splits.values())
+    assert [len(dataset) for dataset in splits.values()] == [1, 1, 2, 2]
+    assert next(iter(open_splits(str(voc_root)).values())).on_invalid == "drop"
+
+
+def test_a_set_that_holds_more_than_its_parts_stays(voc_root):
+    assert list(open_splits(str(voc_root))) == ["train", "val"]  # val is a part of train
+    image_sets(voc_root, train=["image0"], val=["image1"], trainval=["image0", "image1", "image2"])
+    assert list(open_splits(str(voc_root))) == ["train", "trainval", "val"]
+
+
+def test_a_folder_of_voc_folders_lists_them(voc_root, tmp_path):
+    for year in ("VOC2007", "VOC2012"):
+        shutil.copytree(voc_root, tmp_path / "all/VOCdevkit" / year)
+    for folder in ("all", "all/VOCdevkit"):
+        with pytest.raises(InputError, match=r"There are VOC folders in it, give one of them: .*/VOC2007, .*/VOC2012"):
+            open_splits(str(tmp_path / folder))
+    for file in (voc_root / "ImageSets/Main").iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match=r"Expected image sets in .*ImageSets/Main but there are none"):
+        open_splits(str(voc_root))
+
+
+@pytest.mark.parametrize("layout", ["{}", "images/{}", "images", "JPEGImages"])
+def test_the_images_of_a_coco_folder_and_file(tmp_path, layout):
+    digits = write_digits(str(tmp_path / "digits"), DIGITS)
+    for split in DIGITS:
+        shutil.copytree(digits / "JPEGImages", tmp_path / "coco" / layout.format(split), dirs_exist_ok=True)
+    shutil.copytree(digits / "annotations", tmp_path / "coco/annotations")
+    splits = open_splits(str(tmp_path / "coco"))
+    assert {name: len(dataset) for name, dataset in splits.items()} == DIGITS
+    assert all(isinstance(dataset, COCODetection) for dataset in splits.values())
+    (alone,) = open_splits(str(tmp_path / "coco/annotations/instances_val.json"), "fix").items()
+    assert (alone[0], len(alone[1]), alone[1].on_invalid) == ("val", 2, "fix")
+    (tmp_path / "coco/annotations/instances_val.json").rename(tmp_path / "coco/val.json")
+    assert len(open_splits(str(tmp_path / "coco/val.json"))["val"]) == 2
+
+
+def test_images_beside_a_coco_file_and_nowhere(coco_files, tmp_path):
+    images, path = coco_files
+    path.rename(images / "some.json")
+    assert len(open_splits(str(images / "some.json"))["some"]) == 2
+    (tmp_path / "alone").mkdir()
+    (images / "some.json").rename(tmp_path / "alone/some.json")
+    with pytest.raises(
+        InputError, match=r"Expected the images of .*some\.json in one of .*alone/some, .*alone/images/some, .*JPEGImages but"
+    ):
+        open_splits(str(tmp_path / "alone/some.json"))
+
+
+def test_a_yolo_folder_and_file(yolo_root):
+    for path in (yolo_root, yolo_root / "data.yaml"):
+        splits = open_splits(str(path), "fix")
+        assert list(splits) == ["train", "val"]
+        assert all(isinstance(dataset, YOLODetection) and dataset.on_invalid == "fix" and len(dataset) == 1 for dataset in splits.values())
+    (yolo_root / "data.yaml").rename(yolo_root / "cats.yml")
+    (yolo_root / "else.yaml").write_text("a: 1")
+    assert list(open_splits(str(yolo_root))) == ["train", "val"]
+    shutil.copy(yolo_root / "cats.yml", yolo_root / "dogs.yaml")
+    with pytest.raises(InputError, match=r"Expected one YOLO data\.yaml in .* but there are cats\.yml, dogs\.yaml"):
+        open_splits(str(yolo_root))
+    (yolo_root / "else.yaml").write_text("names: [a]\nmodel: 3")
+    with pytest.raises(InputError, match=r"but its keys are: names, model\."):
+        open_splits(str(yolo_root / "else.yaml"))
+
+
+def test_a_trainings_config(voc_root, coco_files, tmp_path):
+    voc = {"class_path": "VOCDetection", "init_args": {"root": str(voc_root), "image_set": "train", "on_invalid": "raise"}}
+    coco = {"class_path": "COCODetection", "init_args": dict(zip(("images", "annotations"), map(str, coco_files), strict=True))}
+    path = tmp_path / "my.yaml"
+    path.write_text(yaml.safe_dump({"data": {"train": [voc, voc], "val": coco, "predict": "somewhere", "batch_size": 3}}))
+    for on_invalid, kept in (("drop", ["drop", "drop"]), ("fix", ["raise", "fix"])):
+        splits = open_splits(str(path), on_invalid)
+        assert list(splits) == ["train", "val"]
+        assert isinstance(splits["train"], Concatenation)
+        assert [splits["train"].parts[1].on_invalid, splits["val"].on_invalid] == kept
+        assert [len(dataset) for dataset in splits.values()] == [10, 2]
+    path.write_text(yaml.safe_dump({"data": {"predict": "somewhere"}}))
+    with pytest.raises(InputError, match=r"Expected data\.train, data\.val or data\.test in .*my\.yaml but none is set"):
+        open_splits(str(path))
+
+
+def test_what_was_looked_for_is_said(tmp_path, voc_root):
+    (tmp_path / "empty").mkdir()
+    looked_for = r"a VOC folder .*a COCO folder .*a YOLO folder .*a COCO json, a YOLO data\.yaml or a training's config"
+    for path, found in (("empty", "has neither"), ("nowhere", "there is no"), ("VOC/Annotations/image0.xml", "got")):
+        with pytest.raises(InputError, match=f"Expected {looked_for} but .*{found}"):
+            open_splits(str(tmp_path / path))
+    (tmp_path / "a.json").write_text(json.dumps([]))
+    with pytest.raises(InputError, match="Expected the images of"):
+        open_splits(str(tmp_path / "a.json"))
+
+
+def test_real_data(shared):
+    splits = open_splits(str(shared / "data/bccd/BCCD"))
+    assert {name: len(dataset) for name, dataset in splits.items()} == {"test": 72, "train": 205, "val": 87}  # trainval is two of these
+    splits = open_splits(str(shared / "data/coco_tiny"))
+    assert {name: len(dataset) for name, dataset in splits.items()} == {"train2017": 80, "val2017": 80}
+    assert list(open_splits(str(shared / "data/voc_mini/VOCdevkit/VOC2012"))) == ["train", "val"]
+    with pytest.raises(InputError, match=r"give one of them: .*VOC2012"):
+        open_splits(str(shared / "data/voc_mini"))
