@@ -226,15 +226,15 @@ def main() -> None:
     results: dict[str, Any] = {"images": len(files), "opencv": cv2.__version__, "torch": torch.__version__}
     found = results["speeds"] = speeds(ways, len(files), arguments.chunk, arguments.rounds)
     decode, *_, ours = found
-    slower = max(("torchvision v2 on PIL images", "torchvision v2 on tensors"), key=lambda name: statistics.median(found[name]))
+    fastest = max(("torchvision v2 on PIL images", "torchvision v2 on tensors"), key=lambda name: statistics.median(found[name]))
 
     def ratio(name: str, other: str) -> float:
         return statistics.median(a / b for a, b in zip(found[name], found[other], strict=True))
 
     print(f"\n| one core, {len(files)} images | images/s | of decoding | of the faster of torchvision's |\n|---|---|---|---|")
     for name, values in found.items():
-        print(f"| {name} | {statistics.median(values):.0f} | {100 * ratio(name, decode):.0f} % | {ratio(name, slower):.1f} |")
-    results["ratios"] = {"of decoding": ratio(ours, decode), "of torchvision": ratio(ours, slower)}
+        print(f"| {name} | {statistics.median(values):.0f} | {100 * ratio(name, decode):.0f} % | {ratio(name, fastest):.1f} |")
+    results["ratios"] = {"of decoding": ratio(ours, decode), "of torchvision": ratio(ours, fastest)}
     results["stages"] = stages(files, draws=800)
     print("\n| of ours | ms an image |\n|---|---|")
     for name, value in results["stages"].items():
