@@ -131,11 +131,12 @@ def follow_the_model(config: Namespace) -> None:
         arguments.train_min_sizes = []
 
 
-def read_config(path: Path | str) -> tuple[DetectionDataModule, Detector | None]:
+def read_config(path: Path | str, with_model: bool = True) -> tuple[DetectionDataModule, Detector | None]:
     """The data and the model of a training's config, without the trainer.
 
     Args:
         path: a YAML file with ``data``, and with ``model`` unless None is to be returned for it.
+        with_model: build the model too, which reads the classes from the data.
 
     Raises:
         InputError: the file has no data, or what it has cannot be understood.
@@ -144,7 +145,8 @@ def read_config(path: Path | str) -> tuple[DetectionDataModule, Detector | None]
     if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
         raise InputError(f"Expected a training config with data in {path}.")
     parts = {key: content[key] for key in ("data", "model") if key in content}
-    parser = LightningArgumentParser(exit_on_error=False)
+    for_data, parser = LightningArgumentParser(), LightningArgumentParser(exit_on_error=False)
+    for_data.add_lightning_class_args(DetectionDataModule, "data")
     parser.add_lightning_class_args(DetectionDataModule, "data")
     if "model" in parts:
         parser.add_lightning_class_args(Detector, "model", subclass_mode=True)
@@ -155,6 +157,8 @@ def read_config(path: Path | str) -> tuple[DetectionDataModule, Detector | None]
         raise InputError(f"Expected a training config in {path} but: {error}") from error
     if "model" in parts:
         follow_the_model(config)
+    if not with_model:
+        return for_data.instantiate_classes(Namespace(data=config.data)).data, None  # type: ignore[no-untyped-call]
     made = parser.instantiate_classes(config)
     return made.data, made.get("model")
 

@@ -71,12 +71,18 @@ def numbers(title: str, *columns: str) -> Table:
 
 
 def of_splits(report: dict[str, Any]) -> Table:
-    columns = ("split", "images", "empty", "boxes", "under 32²", "medium", "from 96²", "difficult", "crowds", "MB")
-    table = numbers("splits", *columns)
-    for name, split in report["splits"].items():
-        sizes = (str(count) for count in split["sizes"].values())
-        own = (str(split[key]) for key in ("images", "images_without_boxes", "boxes"))
-        table.add_row(plain(name), *own, *sizes, str(split["difficult"]), str(split["crowds"]), f"{split['bytes'] / 1e6:.1f}")
+    splits = report["splits"]
+    counts = {"images": "images", "images_without_boxes": "empty", "boxes": "boxes", "difficult": "difficult", "crowds": "crowds"}
+    columns = {
+        title: [split[key] for split in splits.values()]
+        for key, title in counts.items()
+        if key in ("images", "boxes") or any(split[key] for split in splits.values())
+    }
+    columns |= {size: [split["sizes"][size] for split in splits.values()] for size in report["all"]["sizes"]}
+    columns["MB"] = [f"{split['bytes'] / 1e6:.1f}" for split in splits.values()]
+    table = numbers("splits; small, medium and large are COCO's", "split", *columns)
+    for name, *values in zip(splits, *columns.values(), strict=True):
+        table.add_row(plain(name), *map(str, values))
     return table
 
 
@@ -151,7 +157,8 @@ def of_notes(report: dict[str, Any]) -> Table:
 
 
 def example(report: dict[str, Any], kind: str) -> str:
-    """The first fault of a kind."""
+    """The first fault of a kind, with the name of its file if it is there; ``audit.json`` has the whole path."""
     fault = next(fault for fault in report["faults"] if fault["kind"] == kind)
-    where = f"{fault['file']}, {fault['annotation']}" if fault["annotation"] else fault["file"]
+    path = Path(fault["file"])
+    where = ", ".join(filter(None, [path.name if path.is_file() else str(path), fault["annotation"]]))
     return plain(f"{where}: {fault['detail']}")[:300]

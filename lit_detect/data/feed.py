@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -82,18 +83,19 @@ class Feed(Dataset[Sample]):
             log.warning("Skipped: %s", error)
             return None
         self._check_pixels(image, index)
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return pixels, {name: torch.as_tensor(value) for name, value in fields.items()}
+        pixels = np.empty((3, *image.shape[:2]), np.uint8)
+        cv2.split(image, list(pixels))  # several times faster than a transposed copy
+        return torch.from_numpy(pixels), {name: torch.as_tensor(value) for name, value in fields.items()}
 
     def _read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Fields]:
         """An image and its target, augmented."""
         source, fields = self._open(index)
         if rng.random() < self.mosaic:
             others = [self._open(self.indices[other]) for other in rng.integers(len(self), size=3)]
-            source, fields = self._stitched([(source, fields), *others], int(rng.integers(2**32)))
+            source, fields = self._stitched([(source, fields), *others], rng)
         if self.augment is None:
             return source.read(), fields
-        self.augment.set_random_seed(int(rng.integers(2**32)))
+        self.augment.set_random_state(rng, random.Random(int(rng.integers(2**32))))
         boxes, reduction, drawn = fields["boxes"], 1, {}
         if self.window is not None:
             window = self.window.draw(source.height, source.width, boxes.astype(np.float64))
@@ -104,14 +106,14 @@ class Feed(Dataset[Sample]):
         fields["boxes"] = np.asarray(augmented["bboxes"], dtype=np.float32).reshape(-1, 4)
         return augmented["image"], fields
 
-    def _stitched(self, parts: Sequence[tuple[ImageFile | DecodedImage, Fields]], seed: int) -> tuple[DecodedImage, Fields]:
+    def _stitched(self, parts: Sequence[tuple[ImageFile | DecodedImage, Fields]], rng: np.random.Generator) -> tuple[DecodedImage, Fields]:
         """Four images as one."""
         together = {name: np.concatenate([fields[name] for _, fields in parts]) for name, value in parts[0][1].items() if value.ndim}
         numbers = np.split(np.arange(len(together["boxes"])), np.cumsum([len(fields["boxes"]) for _, fields in parts])[:-1])
         entries = [
             {"image": image.read(), "bboxes": fields["boxes"], "kept": own} for (image, fields), own in zip(parts, numbers, strict=True)
         ]
-        self.stitch.set_random_seed(seed)
+        self.stitch.set_random_state(rng, random.Random(int(rng.integers(2**32))))
         out = self.stitch(**entries[0], mosaic_metadata=entries[1:])
         fields = take(together, np.asarray(out["kept"], dtype=np.int64))
         boxes = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4)

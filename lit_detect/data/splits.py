@@ -128,7 +128,7 @@ def config_splits(file: Path, on_invalid: OnInvalid) -> dict[str, DetectionDatas
     """The data sets of a training's config."""
     from lit_detect.cli import read_config  # not on top: the command line imports what this package gives
 
-    data, _ = read_config(str(file))
+    data, _ = read_config(file, with_model=False)
     splits = {name: data.dataset(name) for name in ("train", "val", "test") if data.splits[name] not in (None, [])}
     if not splits:
         raise InputError(f"Expected data.train, data.val or data.test in {file} but none is set.")

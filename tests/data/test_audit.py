@@ -88,7 +88,7 @@ def test_names_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
     assert report["classes"] == ["[/red] \\", "cat"]
     output = capsys.readouterr().out
     assert "[/red] \\ " in output
-    assert "/[bold]a.jpg: Expected an image" in output
+    assert " [bold]a.jpg: Expected an image" in output
     assert "audit: 1 fault that stops a training, 0 mended, 0 notes; " in output
 
 
