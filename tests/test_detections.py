@@ -10,35 +10,53 @@ from lit_detect.boxes import Anchors
 
 
 def class_by_class(scores, boxes, size, settings):
-    """torchvision's SSD.postprocess_detections for one image, after decoding."""
+    """torchvision's SSD.postprocess_detections for one image, after decoding; of equal scores the first, where its topk takes any."""
     boxes = clip_boxes_to_image(boxes, size)
     found = []
     for label in range(scores.shape[1]):
         passing = scores[:, label] > settings.score_threshold
-        score, index = scores[passing, label].topk(min(settings.candidates_per_class, int(passing.sum())))
+        score, index = (column[: settings.candidates_per_class] for column in scores[passing, label].sort(descending=True, stable=True))
         found.append((boxes[passing][index], score, torch.full_like(index, label + 1)))
     boxes, scores, labels = (torch.cat(column) for column in zip(*found, strict=True))
     keep = batched_nms(boxes, scores, labels, settings.nms_threshold)[: settings.detections_per_image]
     return boxes[keep], scores[keep], labels[keep]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=150)
 @given(
     seed=st.integers(0, 2**31),
     classes=st.integers(1, 5),
     threshold=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
     candidates=st.sampled_from([3, 400]),
+    wanted=st.sampled_from([1, 5, 20, 400]),
+    spread=st.sampled_from([0.5, 5, 80]),
+    levels=st.sampled_from([2, 10, None]),
 )
-def test_same_detections_in_the_same_order_as_class_by_class(seed, classes, threshold, candidates):
+def test_same_detections_in_the_same_order_as_class_by_class(seed, classes, threshold, candidates, wanted, spread, levels):
+    """Also where boxes lie on one another, so that many candidates leave few, and where many scores are equal."""
     generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(60, 2, generator=generator) * 80
-    boxes = torch.cat([corner, corner + torch.rand(60, 2, generator=generator) * 60], dim=1)
+    corner = torch.rand(60, 2, generator=generator) * spread
+    boxes = torch.cat([corner, corner + 1 + torch.rand(60, 2, generator=generator) * 60], dim=1)
     scores = torch.rand(60, classes, generator=generator)
-    post_process = PostProcess(threshold, 0.45, 20, candidates_per_class=candidates)
+    if levels is not None:
+        scores = (scores * levels).round() / levels
+    post_process = PostProcess(threshold, 0.45, wanted, candidates_per_class=candidates)
     found = post_process(scores, boxes, (100, 90))
     expected = class_by_class(scores, boxes, (100, 90), post_process)
     for name, value in zip(("boxes", "scores", "labels"), expected, strict=True):
         torch.testing.assert_close(found[name], value)
+
+
+def test_candidates_are_taken_until_there_are_enough_detections(monkeypatch):
+    """A hundred boxes on one place hide those that score less."""
+    rounds = []
+    real = PostProcess.suppress
+    monkeypatch.setattr(PostProcess, "suppress", lambda *args: rounds.append(len(args[1])) or real(*args))
+    boxes = torch.cat([torch.tensor([[0.0, 0, 10, 10]]).repeat(100, 1), torch.tensor([[20.0, 0, 30, 10], [40, 0, 50, 10]])])
+    scores = torch.linspace(0.9, 0.1, 102)[:, None]
+    found = PostProcess(detections_per_image=2)(scores, boxes, (100, 100))
+    assert found["boxes"][:, 0].tolist() == [0, 20]
+    assert rounds == [8, 32, 102]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
