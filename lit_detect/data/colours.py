@@ -14,7 +14,6 @@ from lit_detect.data.transforms import expect
 __all__ = ["RandomPhotometricDistort"]
 
 GREY = np.array([0.299, 0.587, 0.114])  # shares of red, green and blue in the luma of ITU-R BT.601
-HUES = 256  # steps of OpenCV's hue circle
 
 
 class RandomPhotometricDistort(A.ImageOnlyTransform):  # type: ignore[misc]
@@ -97,6 +96,6 @@ def adjust_contrast(image: np.ndarray, factor: float) -> np.ndarray:
 
 def adjust_hue(image: np.ndarray, shift: float) -> np.ndarray:
     """Turn all hues by a share of the circle."""
-    turned = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    turned[..., 0] += np.uint8(round(shift * HUES) % HUES)  # 255 + 1 is 0 for hue and uint8 alike
-    return cv2.cvtColor(turned, cv2.COLOR_HSV2RGB_FULL)  # type: ignore[no-any-return]
+    turned: np.ndarray = cv2.cvtColor(image.astype(np.float32), cv2.COLOR_RGB2HSV)  # exact, and no slower than with integers
+    turned[..., 0] += 360 * (shift % 1)  # past 360 is all right for OpenCV, below 0 is not
+    return cv2.convertScaleAbs(cv2.cvtColor(turned, cv2.COLOR_HSV2RGB))  # type: ignore[no-any-return]  # rounds

@@ -39,7 +39,6 @@ def compose(transforms: Sequence[A.BasicTransform], min_visibility: float = 0.0)
         min_area=1.0,
         min_visibility=min_visibility,
         clip=True,
-        filter_invalid_bboxes=True,
         # clipping after each transform takes as long as a resize; at the end it is the same if only one moves boxes out of the image
         check_each_transform=len(moving) > 1 or not all(isinstance(transform, A.BasicTransform) for transform in moving),
     )
@@ -51,9 +50,19 @@ def compose(transforms: Sequence[A.BasicTransform], min_visibility: float = 0.0)
 
 
 class ClippedBoxes(BboxProcessor):  # type: ignore[misc]
-    """albumentations' processor less its check, in which boxes that have just been clipped and filtered cannot fail."""
+    """albumentations' processor in a third of its time: boxes are clipped and left out in one go, after which none can be invalid."""
 
-    def check(self, data: np.ndarray, shape: Any) -> None:
+    def filter(self, data: np.ndarray, shape: dict[str, int]) -> np.ndarray:
+        if not data.size:
+            return data.reshape(0, 4)
+        clipped = data.copy()
+        clipped[:, :4] = data[:, :4].clip(0, 1)
+        whole, left = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) for boxes in (data, clipped))
+        enough = left * (shape["height"] * shape["width"]) >= self.params.min_area - 1e-3  # in float32 a pixel may be a little less
+        clipped = clipped[enough & (left >= self.params.min_visibility * whole) & (clipped[:, 0] < clipped[:, 2])]
+        return clipped if len(clipped) else clipped[:, :4]  # type: ignore[no-any-return]
+
+    def check(self, data: np.ndarray, shape: dict[str, int]) -> None:
         return
 
 

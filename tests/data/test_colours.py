@@ -33,7 +33,7 @@ def only(name, value):
         ("brightness", (0.0, 0.875, 1.0, 1.125, 3.0), functional.adjust_brightness, 1),
         ("contrast", (0.0, 0.5, 0.9, 1.0, 1.5, 2.5), functional.adjust_contrast, 2),
         ("saturation", (0.0, 0.5, 0.9, 1.0, 1.5, 2.5), functional.adjust_saturation, 2),
-        ("hue", (-0.5, -0.05, -0.01, 0.0, 0.02, 0.05, 0.3), functional.adjust_hue, 12),  # a step of 256 is 6 levels where it is steepest
+        ("hue", (-0.5, -0.05, -0.01, 0.0, 0.02, 0.05, 0.3), functional.adjust_hue, 1),
         ("permutation", ([0, 1, 2], [2, 0, 1], [1, 0, 2]), functional.permute_channels, 0),
     ],
 )
@@ -43,7 +43,7 @@ def test_each_distortion_is_torchvisions(image, name, factors, function, most):
         difference = np.abs(out.astype(int) - by_torchvision(function, image, factor))
         assert (out.dtype, out.shape) == (np.uint8, image.shape)
         assert difference.max() <= most
-        assert difference.mean() <= 1.5
+        assert difference.mean() <= 1.1
 
 
 def test_contrast_comes_before_or_after_the_others():

@@ -266,3 +266,12 @@ def test_arguments_from_yaml():
 def test_arguments_out_of_range_are_named(transform, arguments, match):
     with pytest.raises(InputError, match=match):
         transform(**arguments)
+
+
+def test_boxes_without_area_or_outside_are_left_out():
+    boxes = [[5, 5, 5, 9], [9, 9, 5, 5], [70, 5, 80, 9], [-9, -9, -1, -1], [np.nan, 0, 9, 9], [-5, 2, 4, 4], [0, 0, 1, 1], [3, 3, 3.5, 4]]
+    for transforms in ([A.HorizontalFlip(p=0)], [A.Crop(0, 0, 60, 40), A.Crop(0, 0, 60, 40)]):
+        out = augment(transforms, np.zeros((40, 60, 3), np.uint8), boxes)
+        assert out["kept"].tolist() == [5, 6]
+        np.testing.assert_allclose(out["bboxes"], [[0, 2, 4, 4], [0, 0, 1, 1]], atol=1e-4)
+    assert augment([A.HorizontalFlip()], np.zeros((40, 60, 3), np.uint8), boxes[:5])["kept"].tolist() == []
