@@ -6,6 +6,7 @@ import logging
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import albumentations as A
 import cv2
@@ -212,15 +213,31 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         return iter((grouped + left)[self.rank :: self.num_replicas])
 
 
-def collate(samples: Sequence[Sample | None]) -> tuple[Tensor | list[Tensor], list[dict[str, Tensor]]]:
+class TargetList(list[dict[str, Tensor]]):
+    """A batch's targets.
+
+    From a worker to the trainer they go as arrays, since each tensor would be a file in shared memory, and all of them together would
+    take nearly as long as the images' augmentation.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tensors, ([{name: value.numpy() for name, value in target.items()} for target in self],)
+
+
+def tensors(targets: list[Fields]) -> TargetList:
+    """Targets from arrays."""
+    return TargetList({name: torch.as_tensor(value) for name, value in target.items()} for target in targets)
+
+
+def collate(samples: Sequence[Sample | None]) -> tuple[Tensor | list[Tensor], TargetList]:
     """A batch from samples: images as one tensor ``(N, 3, H, W)`` if all have one size, else as a list; targets as a list.
 
     Images that could not be read (None) are left out.
     """
     read = [sample for sample in samples if sample is not None]
-    images, targets = [image for image, _ in read], [target for _, target in read]
+    images = [image for image, _ in read]
     same = len({image.shape for image in images}) == 1
-    return (torch.stack(images) if same else images), targets
+    return (torch.stack(images) if same else images), TargetList(target for _, target in read)
 
 
 def one_thread(worker: int) -> None:

@@ -1,8 +1,11 @@
+import copy
+from multiprocessing.reduction import ForkingPickler
+
 import pytest
 import torch
 
 from lit_detect import COCODetection, DetectionDataModule, InputError, VOCDetection
-from lit_detect.data.feed import collate
+from lit_detect.data.feed import Feed, collate
 
 CLASSES = ["cat", "dog", "horse"]
 
@@ -24,6 +27,20 @@ def test_images_of_one_size_are_stacked_and_others_listed():
     images, targets = collate([*same, None, (torch.zeros(3, 5, 4), target)])
     assert ([tuple(image.shape) for image in images], len(targets)) == ([(3, 4, 5), (3, 4, 5), (3, 5, 4)], 3)
     assert collate([None]) == ([], [])
+
+
+@pytest.mark.parametrize("copied", [lambda batch: ForkingPickler.loads(ForkingPickler.dumps(batch)), copy.copy])
+def test_targets_are_the_same_after_a_worker_has_sent_them(train, copied):
+    """As arrays by value, not as files in shared memory."""
+    targets = collate([Feed(train)[index] for index in range(5)])[1]
+    received = copied(targets)
+    assert type(received) is type(targets)
+    for one, other in zip(targets, received, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert torch.equal(one[name], other[name])
+            assert (one[name].dtype, one[name].shape) == (other[name].dtype, other[name].shape)
+            assert not other[name].is_shared()
 
 
 def test_lists_of_data_sets_are_one(train, voc_root):
