@@ -126,14 +126,14 @@ def read_files(splits: Sequence[SplitContents], workers: int, progress: Progress
     files: dict[Path, ImageFile | None] = {}
     for split in splits:
         files |= {path: files.get(path) or file for path, file in split.files.items()}
-    silent = cv2.utils.logging.LOG_LEVEL_SILENT  # what OpenCV says of a broken image does not say of which
-    before = cv2.utils.logging.setLogLevel(silent)
+    messages = getattr(cv2.utils, "logging", cv2)  # its place since OpenCV 5, and before
+    before = messages.setLogLevel(0)  # what OpenCV says of a broken image does not say of which
     try:
         with ThreadPoolExecutor(workers) as pool:  # decoding and hashing need no lock, so that processes would be no faster
             task = progress.add_task("images", total=len(files))
             return dict(zip(files, progress.track(pool.map(check_file, files, files.values()), task_id=task), strict=True))
     finally:
-        cv2.utils.logging.setLogLevel(before)
+        messages.setLogLevel(before)
 
 
 def network_of(data: str) -> tuple[nn.Module | None, list[str]]:
