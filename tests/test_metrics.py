@@ -1,6 +1,11 @@
 import json
+import os
+import time
 
+import cv2
 import numpy as np
+import pycocotools.coco
+import pycocotools.cocoeval
 import pytest
 import torch
 
@@ -13,10 +18,12 @@ ORACLE_NAMES = {
 }  # fmt: skip
 
 
-def test_the_twelve_numbers_of_pycocotools_on_100_images_of_coco(shared):
+def test_all_numbers_of_pycocotools_on_100_images_of_coco(shared, tmp_path):
     """Through our own reader, with its contiguous labels, crowds and mask areas."""
     folder = shared / "oracles" / "coco_val2014_100"
-    dataset = COCODetection(str(folder), str(folder / "ground_truth.json"))
+    for image in json.loads((folder / "ground_truth.json").read_text())["images"]:  # the reader looks for them
+        cv2.imwrite(str(tmp_path / image["file_name"]), np.zeros((image["height"], image["width"], 3), dtype=np.uint8))
+    dataset = COCODetection(str(tmp_path), str(folder / "ground_truth.json"))
     label_of = {identity: label for label, identity in enumerate(dataset.category_ids, start=1)}
     by_image = {int(target["image_id"]): [] for target in dataset.targets}
     for result in json.loads((folder / "detections.json").read_text()):
@@ -35,7 +42,9 @@ def test_the_twelve_numbers_of_pycocotools_on_100_images_of_coco(shared):
     expected = json.loads((folder / "expected.json").read_text())
     for oracle, name in ORACLE_NAMES.items():
         assert values[name] == pytest.approx(expected[oracle], abs=5e-6), name
-    assert np.mean([value for name, value in values.items() if name.startswith("ap/")]) == pytest.approx(expected["AP"], abs=5e-6)
+    truth = pycocotools.coco.COCO(str(folder / "ground_truth.json"))
+    found = truth.loadRes(str(folder / "detections.json"))
+    assert values == pytest.approx(pycocotools_values(truth, found, {truth.cats[key]["name"]: key for key in label_of}), abs=1e-6)
 
 
 def test_difficult_boxes_are_neither_missed_nor_wrong_to_find():
@@ -88,3 +97,117 @@ def test_no_targets_and_no_detections_give_no_average():
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     metric.update([{**empty, "scores": torch.zeros(0)}], [empty])
     assert "map" not in metric.named()
+
+
+def pycocotools_values(truth, found, category_ids):
+    """All twelve numbers, and AP of each class from an evaluation of its own."""
+    stats = []
+    for categories in (list(category_ids.values()), *([identity] for identity in category_ids.values())):
+        evaluation = pycocotools.cocoeval.COCOeval(truth, found, iouType="bbox")
+        evaluation.params.catIds = categories
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        stats.append(evaluation.stats)
+    values = dict(zip(ORACLE_NAMES.values(), stats[0], strict=True))
+    values |= {f"ap/{name}": of_class[0] for name, of_class in zip(category_ids, stats[1:], strict=True)}
+    return {name: float(value) for name, value in values.items() if value > -1}
+
+
+def evaluate_with_pycocotools(images, classes):
+    names = ("boxes", "labels", "iscrowd", "area", "scores")
+    datasets = []
+    for kind in (1, 0):
+        annotations = []
+        for image in images:
+            boxes = {name: image[kind][name].tolist() for name in names if name in image[kind]}
+            for index, (left, top, right, bottom) in enumerate(boxes["boxes"]):
+                box = [round(value, 3) for value in (left, top, right - left, bottom - top)]
+                one = {"id": len(annotations) + 1, "image_id": int(image[1]["image_id"]), "category_id": boxes["labels"][index]}
+                one |= {"bbox": box, "area": boxes["area"][index] if "area" in boxes else box[2] * box[3]}
+                one |= {"iscrowd": boxes["iscrowd"][index] if "iscrowd" in boxes else 0}
+                annotations.append(one | ({} if kind else {"score": boxes["scores"][index]}))
+        data = pycocotools.coco.COCO()
+        data.dataset = {
+            "images": [{"id": int(image[1]["image_id"])} for image in images],
+            "categories": [{"id": label} for label in range(1, len(classes) + 1)],
+            "annotations": annotations,
+        }
+        data.createIndex()
+        datasets.append(data)
+    return pycocotools_values(*datasets, {name: label for label, name in enumerate(classes, start=1)})
+
+
+def random_images(seed, count, classes, detections):
+    """Crowds, areas of masks, images without targets, detections or both, and scores that are often equal."""
+    generator = torch.Generator().manual_seed(seed)
+    images = []
+    for index in range(count):
+        number = int(torch.randint(0, 8, (1,), generator=generator)) * (index % 5 > 0)
+        corner = torch.rand(number, 2, generator=generator) * 300
+        boxes = torch.cat([corner, corner + 5 + torch.rand(number, 2, generator=generator) * 150], dim=1)
+        target = {"boxes": boxes, "labels": torch.randint(1, classes + 1, (number,), generator=generator)}
+        target["iscrowd"] = (torch.rand(number, generator=generator) < 0.2).long()
+        target["area"] = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1) * 0.7
+        target["image_id"] = torch.tensor(100 - index)
+        found = detections * (index % 7 > 0)
+        guess = torch.cat([boxes, torch.tensor([[0.0, 0, 30, 30]])])[torch.randint(0, number + 1, (found,), generator=generator)]
+        guess = guess + torch.randn(found, 4, generator=generator) * 3
+        guess[:, 2:] = torch.maximum(guess[:, 2:], guess[:, :2] + 1)
+        scores = torch.randint(0, 6, (found,), generator=generator) / 5
+        images.append(({"boxes": guess, "labels": torch.randint(1, classes + 1, (found,), generator=generator), "scores": scores}, target))
+    return images
+
+
+@pytest.mark.parametrize(("seed", "classes", "detections"), [(0, 2, 120), (1, 5, 30), (2, 40, 60)])
+def test_all_numbers_are_those_of_pycocotools(seed, classes, detections):
+    names = [f"class {number}" for number in range(classes)]
+    images = random_images(seed, 25, classes, detections)
+    metric = COCOMeanAveragePrecision(names)
+    for start in range(0, len(images), 4):
+        metric.update(*zip(*images[start : start + 4], strict=True))
+    expected = evaluate_with_pycocotools(images, names)
+    assert metric.named() == pytest.approx(expected, abs=1e-6)
+    assert 0 < expected["map"] < 1
+
+
+def test_images_are_told_apart_by_ids_of_any_size():
+    box = torch.tensor([[0.0, 0, 50, 50]])
+    target = {"boxes": box, "labels": torch.tensor([1])}
+    metric = COCOMeanAveragePrecision(["cat"])
+    ids = [0, 2**24, 2**24 + 1, 20240101000000001, 20240101000000002, 2**63 - 1, -1]
+    for index, identity in enumerate([*ids, *ids, None, None]):
+        found = {name: value[: index < 3] for name, value in {**target, "scores": torch.ones(1)}.items()}
+        metric.update([found], [target if identity is None else {**target, "image_id": torch.tensor(identity)}])
+    assert metric.named()["mar_100"] == pytest.approx(3 / (len(ids) + 2))
+
+
+SHARES = ([[0, 2, 4, 6, 8, 10, 1], [11, 9, 7, 5, 3, 1, 0, 2, 4]], [list(range(12)), []])
+
+
+def compute_shares(rank, path):
+    """A process of two: for each of the ways to share the images, the numbers it computes of all, and how many it has afterwards."""
+    torch.set_num_threads(1)  # as a DataLoader's workers: a process that is forked cannot use the threads of the other
+    torch.distributed.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
+    images = random_images(3, 12, 3, 20)
+    results = []
+    for shares in SHARES:
+        metric = COCOMeanAveragePrecision(["a", "b", "c"])
+        for index in shares[rank]:
+            metric.update(*([one] for one in images[index]))
+        results.append([metric.named(), len(metric.rows)])
+    (path / f"{rank}.json").write_text(json.dumps(results))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="to start afresh takes each process many seconds")
+def test_processes_with_other_images_or_none_compute_the_numbers_of_one(tmp_path):
+    processes = torch.multiprocessing.start_processes(compute_shares, (tmp_path,), nprocs=2, join=False, start_method="fork")
+    deadline = time.monotonic() + 120
+    while not processes.join(timeout=5):
+        assert time.monotonic() < deadline
+    metric = COCOMeanAveragePrecision(["a", "b", "c"])
+    metric.update(*zip(*random_images(3, 12, 3, 20), strict=True))
+    for rank in range(2):
+        expected = [[metric.named(), len(shares[rank])] for shares in SHARES]  # afterwards each has its own images again
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
