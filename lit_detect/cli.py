@@ -29,6 +29,7 @@ PACKAGE = Path(lit_detect.__file__).parent
 # in a wheel the configs lie inside the package, in a checkout beside it
 CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), None)
 
+EPILOG = "For data there are also `lit-detect audit` and `lit-detect convert`, each with a --help of its own."
 VERBS = {"audit": "lit_detect.data.audit", "convert": "lit_detect.data.convert"}  # beside Lightning's; each is a function of that module
 
 HARMLESS = (
@@ -54,7 +55,7 @@ class DetectionCLI(LightningCLI):
             trainer_defaults={"callbacks": [ResultsTable()]},
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            parser_kwargs={"prog": "lit-detect", "description": lit_detect.__doc__},
+            parser_kwargs={"prog": "lit-detect", "description": lit_detect.__doc__, "epilog": EPILOG},
             args=args,
         )
 

@@ -152,14 +152,15 @@ def test_a_checkpoint_that_is_damaged_or_holds_code_is_refused(run, tmp_path, co
 def test_an_error_in_a_worker_is_one_sentence_too(run, folder, tmp_path):
     image = folder / "JPEGImages" / "train_0003.jpg"
     content = image.read_bytes()
-    image.write_bytes(content[: len(content) // 2])  # its header is whole, so that only decoding shows it
+    broken = content[: content.index(b"\xff\xda")] + b"\xff\xd9"  # it starts and ends as a JPEG: only decoding shows it
+    image.write_bytes(broken)
     try:
         with pytest.raises(SystemExit) as exit:
             run("fit", "--data.num_workers", "1")
     finally:
         image.write_bytes(content)
     assert exit.value.code.startswith("lit-detect: error: Expected an image but")
-    assert f"train_0003.jpg ({len(content) // 2} bytes) cannot be decoded" in exit.value.code
+    assert f"train_0003.jpg ({len(broken)} bytes) cannot be decoded" in exit.value.code
     assert "\n" not in exit.value.code
 
 

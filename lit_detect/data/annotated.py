@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable
@@ -53,10 +54,14 @@ class Record(NamedTuple):
 
 
 class Contents(NamedTuple):
-    """What a data set holds: one file and one target for each image that can be used, and all faults."""
+    """What a data set holds: one file and one target for each image that can be used, and all faults.
+
+    `listed` has all images, also those that cannot be used, each with its annotation file.
+    """
 
     files: list[ImageFile]
     targets: list[Target]
+    listed: list[tuple[Path, Path]]
     faults: Faults
 
 
@@ -70,6 +75,8 @@ class AnnotatedImages(DetectionDataset):
         on_invalid: at a fault ``raise``; or ``fix`` what is safe to fix and raise at the rest; or ``drop`` what cannot be fixed.
             Whatever is fixed or left out is counted and named in the log.
     """
+
+    temporary: tuple[str, ...] = ()  # cached properties of a reader that are not needed any more once `contents` is there
 
     def __init__(self, folder: Path, on_invalid: OnInvalid = "fix") -> None:
         self.folder, self.on_invalid = folder, on_invalid
@@ -86,17 +93,22 @@ class AnnotatedImages(DetectionDataset):
         faults = Faults()
         records = self.records(faults)
         labels = {name: label for label, name in enumerate(self.classes, start=1)}
-        with ThreadPoolExecutor(16) as pool:  # on a network drive headers are mostly waited for
+        with warnings.catch_warnings(), ThreadPoolExecutor(16) as pool:  # on a network drive headers are mostly waited for
+            warnings.simplefilter("ignore")  # Pillow's, of damaged EXIF tags and of half of `MOST_PIXELS`
             headers = list(pool.map(self._header, records))
-        files, targets = [], []
+        files, targets, listed = [], [], []
         for record, (path, found) in zip(records, headers, strict=True):
+            if not isinstance(found, Fault) or found.kind != "name leaves the folder":
+                listed.append((path, record.source))
             file = found if isinstance(found, Fault) else image_file(record, path, found, faults.report)
             if isinstance(file, Fault):
                 faults.append(file)
             else:
                 files.append(file)
                 targets.append(to_target(record, file, labels, faults.report))
-        return Contents(files, targets, faults)
+        for name in self.temporary:
+            self.__dict__.pop(name, None)
+        return Contents(files, targets, listed, faults)
 
     def _header(self, record: Record) -> tuple[Path, ImageHeader | Fault]:
         path = self.folder / record.file_name
@@ -151,6 +163,9 @@ def image_file(record: Record, path: Path, header: ImageHeader, report: Report) 
     """The image of a record, turned if the record's size is that of the turned image."""
     stored, turned = (header.width, header.height), header.orientation in QUARTER_TURNS
     rotate = record.size is None and header.orientation != 1  # boxes without a size were drawn on what a viewer shows
+    if record.size is not None and min(record.size) <= 0 and turned:
+        sizes = f"Expected the size of {path}, since its boxes may be of the turned image or of the stored one, but got none."
+        return Fault("size not the image's", str(record.source), "", sizes)
     if record.size is not None and min(record.size) <= 0:
         report("size missing", record.source, "", f"Expected the size of {record.file_name} ({stored[0]} x {stored[1]}) but got none.")
     elif record.size is not None and record.size != stored:
@@ -214,13 +229,13 @@ def to_target(record: Record, image: ImageFile, labels: dict[str, int], report: 
         check("box partly outside", np.abs(clipped - boxes) > ROUNDING, f"Expected a box in the {size}", keep=True)
     kept = clipped[good]
     areas = (kept[:, 2:] - kept[:, :2]).prod(axis=1)
-    given = record.fields.get("area", np.full(len(good), np.nan, dtype=np.float32))[good]
+    given = record.fields.get("area", np.full(len(good), np.nan))[good]
     return {
         "boxes": kept,
         "labels": np.array([labels[name] for name, ok in zip(record.names, good, strict=True) if ok], dtype=np.int64),
         "image_id": record.image_id,
         **{name: values[good] for name, values in record.fields.items()},
-        "area": np.where(given > 0, given, areas).astype(np.float32),
+        "area": np.where((given > 0) & (given <= image.width * image.height), given, areas).astype(np.float32),
     }
 
 

@@ -22,6 +22,7 @@ It writes ``audit.json``, which has
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -129,7 +130,11 @@ def read_files(splits: Sequence[SplitContents], workers: int, progress: Progress
     messages = getattr(cv2.utils, "logging", cv2)  # its place since OpenCV 5, and before
     before = messages.setLogLevel(0)  # what OpenCV says of a broken image does not say of which
     try:
-        with ThreadPoolExecutor(workers) as pool:  # decoding and hashing need no lock, so that processes would be no faster
+        with (
+            warnings.catch_warnings(),
+            ThreadPoolExecutor(workers) as pool,
+        ):  # decoding and hashing need no lock, so that processes would be no faster
+            warnings.simplefilter("ignore")  # Pillow's, of what is a fault or a note here
             task = progress.add_task("images", total=len(files))
             return dict(zip(files, progress.track(pool.map(check_file, files, files.values()), task_id=task), strict=True))
     finally:
@@ -218,7 +223,8 @@ def duplicates(splits: Sequence[SplitContents], checks: dict[Path, FileCheck]) -
     found = []
     for files in places.values():
         names = list(dict.fromkeys(name for own in files.values() for name in own))
-        leaks = [[one, other] for number, one in enumerate(names) for other in names[number + 1 :] if one not in other and other not in one]
+        pairs = [[one, other] for number, one in enumerate(names) for other in names[number + 1 :]]
+        leaks = [pair for pair in pairs if "trainval" not in pair or not {"train", "val"} & set(pair)]
         if len(files) > 1 or leaks:
             found.append({"leak": leaks, "files": dict(files)})
     return sorted(found, key=lambda one: not one["leak"])

@@ -13,7 +13,7 @@ import numpy as np
 from lit_detect.data.annotated import AnnotatedImages
 from lit_detect.data.dataset import Concatenation, DecodedImage, DetectionDataset, Target
 from lit_detect.data.faults import Fault, Faults
-from lit_detect.data.images import IMAGE_SUFFIXES, ImageFile, inside, read_header, read_image
+from lit_detect.data.images import IMAGE_SUFFIXES, ImageFile, read_header, read_image
 from lit_detect.errors import InputError
 
 __all__ = ["Boxes", "FileCheck", "SplitContents", "check_file", "merge", "parts_of", "unlisted"]
@@ -99,13 +99,9 @@ class SplitContents:
         """The images of files that were checked when they were read."""
         contents = part.contents
         self.faults += contents.faults
-        for record in part.records(Faults()):
-            if record.source.suffix != ".json":
-                self.sources.add(record.source)
-            try:
-                path = inside(part.folder, record.file_name)
-            except InputError:
-                continue
+        for path, source in contents.listed:
+            if source.suffix != ".json":
+                self.sources.add(source)
             if path.is_file():
                 self.files.setdefault(path, None)
         for file, target in zip(contents.files, contents.targets, strict=True):
@@ -190,7 +186,8 @@ def merge(splits: Iterable[SplitContents]) -> SplitContents:
     seen: dict[str, None] = {}
     sizes, boxes = [merged.sizes], [EMPTY]
     for split in splits:
-        fresh = np.array([name not in seen for name in split.images], dtype=bool)
+        first = dict(zip(reversed(split.images), range(len(split.images) - 1, -1, -1), strict=True))
+        fresh = np.array([name not in seen and first[name] == number for number, name in enumerate(split.images)], dtype=bool)
         places = len(seen) + np.cumsum(fresh) - 1
         of_fresh = split.boxes.of(fresh[split.boxes.image]) if len(fresh) else EMPTY
         boxes.append(of_fresh._replace(image=places[of_fresh.image]))

@@ -47,6 +47,12 @@ class COCODetection(AnnotatedImages):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.folder)!r}, {str(self.annotations)!r})"
 
+    temporary = ("_parsed",)
+
+    @cached_property
+    def _categories(self) -> dict[int, Entry]:
+        return self._parsed[0]
+
     @cached_property
     def _parsed(self) -> tuple[dict[int, Entry], list[Record], Faults]:
         """Categories by id, ascending; records; and faults. The file itself, with its polygons, is not kept."""
@@ -83,11 +89,11 @@ class COCODetection(AnnotatedImages):
         names: set[str] = set()
         for position, entry in enumerate(entries):
             where = f"{kind} {entry.get('id') if isinstance(entry, dict) else f'at {position}'}"
-            if not isinstance(entry, dict) or type(entry.get("id")) is not int or not entry.get(name) or type(entry[name]) is not str:
+            if not isinstance(entry, dict) or not is_id(entry.get("id")) or not entry.get(name) or type(entry[name]) is not str:
                 faults.report(
                     "id wrong", self.annotations, where, f"Expected a whole number as id and a {name} but got {str(entry)[:200]}."
                 )
-            elif entry["id"] in found or (kind == "category" and entry[name] in names):
+            elif entry["id"] in found or entry[name] in names:
                 faults.report("id repeated", self.annotations, where, f"Expected id and name used once but got {str(entry)[:200]}.")
             else:
                 found[entry["id"]] = entry
@@ -143,11 +149,16 @@ class COCODetection(AnnotatedImages):
 
     @property
     def classes(self) -> list[str]:  # type: ignore[override]
-        return [category["name"] for category in self._parsed[0].values()]
+        return [category["name"] for category in self._categories.values()]
 
     @property
     def category_ids(self) -> list[int]:
-        return list(self._parsed[0])
+        return list(self._categories)
+
+
+def is_id(value: object) -> bool:
+    """Whether it is a whole number of 64 bits."""
+    return type(value) is int and -(2**63) <= value < 2**63
 
 
 def number(value: object) -> float:

@@ -74,7 +74,8 @@ class DetectionDataModule(LightningDataModule):
         super().__init__()
         self.splits = {"train": train, "val": val, "test": test, "predict": None if predict is None else ImageFolder(predict)}
         if zoom is not None and not isinstance(transforms, str):
-            raise InputError("Expected the name of a preset as transforms, which zoom changes, but got none: list RandomZoomOut yourself.")
+            got = "none" if transforms is None else "a list, which says itself whether it zooms"
+            raise InputError(f"Expected the name of a preset as transforms, which zoom changes, but got {got}.")
         self.transforms = preset(transforms, image_size, zoom) if isinstance(transforms, str) else list(transforms or [])
         self.image_size, self.mosaic, self.aspect_ratio_group_factor = image_size, mosaic, aspect_ratio_group_factor
         self.min_visibility = min_visibility

@@ -6,6 +6,8 @@ import logging
 from collections import Counter
 from typing import Literal, NamedTuple
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
 from lit_detect.errors import InputError
 
 __all__ = ["MENDED", "NOTES", "WRONG", "Fault", "Faults", "OnInvalid"]
@@ -103,7 +105,9 @@ class Faults(list[Fault]):
         if on_invalid == "fix" and wrong:
             raise InputError(f"{where}: {describe(wrong)}. `audit` lists them all; on_invalid: drop goes on without them.")
         if mended or wrong:
-            log.warning("%s: %s", where, describe(mended + wrong, MENDED | {kind: f"{what} left out" for kind, what in WRONG.items()}))
+            rank_zero_only(log.warning)(
+                "%s: %s", where, describe(mended + wrong, MENDED | {kind: f"{what} left out" for kind, what in WRONG.items()})
+            )
 
 
 def describe(faults: list[Fault], done: dict[str, str] | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,8 @@ class Feed(Dataset[Sample]):
 
     def _stitched(self, parts: Sequence[tuple[ImageFile | DecodedImage, Fields]], rng: np.random.Generator) -> tuple[DecodedImage, Fields]:
         """Four images as one."""
-        together = {name: np.concatenate([fields[name] for _, fields in parts]) for name, value in parts[0][1].items() if value.ndim}
+        shared = set.intersection(*({name for name, value in fields.items() if value.ndim} for _, fields in parts))
+        together = {name: np.concatenate([fields[name] for _, fields in parts]) for name in sorted(shared)}
         numbers = np.split(np.arange(len(together["boxes"])), np.cumsum([len(fields["boxes"]) for _, fields in parts])[:-1])
         entries = [
             {"image": image.read(), "bboxes": fields["boxes"], "kept": own} for (image, fields), own in zip(parts, numbers, strict=True)
@@ -200,7 +202,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
 
     def _grouped(self, groups: Sequence[int]) -> Iterator[int]:
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
-        order += order[: self.total_size - len(order)]  # as many for each rank
+        order = (order * math.ceil(self.total_size / len(order)))[: self.total_size]  # as many for each rank
         waiting: dict[int, list[int]] = defaultdict(list)
         grouped: list[int] = []
         for index in order:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_detect.data.dataset import DetectionDataset, Target
-from lit_detect.data.images import IMAGE_SUFFIXES, read_image
+from lit_detect.data.images import IMAGE_SUFFIXES, read_header, read_image
 from lit_detect.errors import InputError
 
 __all__ = ["ImageFolder"]
@@ -43,6 +43,7 @@ class ImageFolder(DetectionDataset):
 
     def load(self, index: int) -> tuple[np.ndarray, Target]:
         target = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64), "image_id": index}
+        read_header(self.files[index])  # which refuses what is too large to be decoded
         return read_image(self.files[index], rotate=True), target
 
     def file_name(self, index: int) -> str:

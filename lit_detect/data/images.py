@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ __all__ = ["IMAGE_SUFFIXES", "MOST_PIXELS", "ImageFile", "ImageHeader", "inside"
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MOST_PIXELS = 178_956_970  # an image that declares more is refused before it is decoded (Pillow's limit); a camera's have a fifth of that
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 REDUCED = {  # OpenCV's names of its flags speak of grey, but beside IMREAD_COLOR_RGB they ask for the size alone
     1: cv2.IMREAD_COLOR_RGB,
@@ -78,13 +78,13 @@ def read_header(path: Path) -> ImageHeader:
     """Read what an image file says of itself, without decoding it.
 
     Raises:
-        InputError: no such file, not an image, or one that declares more than `MOST_PIXELS`.
+        InputError: no such file, not an image, one that declares more than `MOST_PIXELS`, or a JPEG or PNG that is cut off.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged EXIF tags, and of half of `MOST_PIXELS`
-            with Image.open(path) as image:
-                header = ImageHeader(*image.size, image.format or "", full_mode(image), orientation(image), getattr(image, "n_frames", 1))
+        with Image.open(path) as image:
+            jpeg = image.format in ("JPEG", "MPO")  # of an MPO, which phones write, the first image is a JPEG
+            frames = 1 if jpeg else getattr(image, "n_frames", 1)
+            header = ImageHeader(*image.size, "JPEG" if jpeg else image.format or "", full_mode(image), orientation(image), frames)
     except OSError as error:
         raise InputError(f"Expected an image but could not read {path}: {error.strerror or 'not an image'}.") from error
     except Image.DecompressionBombError as error:
@@ -93,7 +93,18 @@ def read_header(path: Path) -> ImageHeader:
         raise InputError(f"Expected an image but {path} cannot be read: {error!r}.") from error
     if header.width * header.height > MOST_PIXELS:
         raise InputError(f"Expected an image of at most {MOST_PIXELS} pixels but {path} declares {header.width} x {header.height}.")
+    if not has_its_end(path, header.format):
+        read_image(path)  # which may be possible all the same
     return header
+
+
+def has_its_end(path: Path, format: str) -> bool:
+    """Whether a file ends as its format does, as one that was cut off does not; of other formats, whether OpenCV reads them."""
+    if format not in ENDS:
+        return format in ("BMP", "GIF", "PPM", "TIFF", "WEBP")
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1024))  # some programs write something after the end
+        return ENDS[format] in file.read()
 
 
 def full_mode(image: Image.Image) -> str:

@@ -26,9 +26,9 @@ def open_splits(data: str, on_invalid: OnInvalid = "drop") -> dict[str, Detectio
     """The data sets of a path, by the names of their splits. Annotations are not read yet.
 
     Args:
-        data: a VOC folder, of whose image sets those of one class (``cat_train``) and those that repeat others (``trainval``) are left
-            out; a COCO folder or one of its json files, with images in a folder nearby; a YOLO ``data.yaml`` or its folder; or a
-            training's config, whose ``train``, ``val`` and ``test`` are taken.
+        data: a VOC folder, of whose image sets those of one class (``cat_train``) are left out, and ``trainval`` where it is ``train``
+            and ``val`` together; a COCO folder or one of its json files, with images in a folder nearby; a YOLO ``data.yaml`` or its
+            folder; or a training's config, whose ``train``, ``val`` and ``test`` are taken.
         on_invalid: what the readers do about faults; those of a config do what it says, or ``drop``.
 
     Raises:
@@ -61,9 +61,9 @@ def voc_splits(root: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]
     sets = {file.stem: VOCDetection(str(root), file.stem, on_invalid=on_invalid) for file in files if not of_one_class(file)}
     if not sets:
         raise InputError(f"Expected image sets in {root / 'ImageSets' / 'Main'} but there are none (*.txt).")
-    ids = {name: set(dataset.ids) for name, dataset in sets.items()}
-    parts = {name: [other for other in ids.values() if other < own] for name, own in ids.items()}
-    return {name: dataset for name, dataset in sets.items() if not parts[name] or set().union(*parts[name]) != ids[name]}
+    if {"train", "val", "trainval"} <= set(sets) and set(sets["trainval"].ids) == {*sets["train"].ids, *sets["val"].ids}:
+        del sets["trainval"]
+    return {**sets}
 
 
 def of_one_class(file: Path) -> bool:

@@ -94,6 +94,8 @@ class VOCDetection(AnnotatedImages):
         flag = re.compile(r"\s+(-1|0|1)$")  # VOC's sets of one class have one after each name; a name alone may end in one: frame 1
         return [flag.sub("", name) for name in names] if all(map(flag.search, names)) else names
 
+    temporary = ("annotations",)
+
     @cached_property
     def annotations(self) -> dict[str, Annotation | Fault]:
         """The annotations of the image set by the images' names, or what keeps them from being read."""
@@ -162,6 +164,8 @@ def read_annotation(path: Path) -> Annotation:
         root: Element = parse(path).getroot()
     except (OSError, ParseError, DefusedXmlException, ValueError, LookupError) as error:  # the last two: of encodings
         raise InputError(f"Expected a VOC annotation but could not read {path}: {error}.") from error
+    if root.tag != "annotation":
+        raise InputError(f"Expected a VOC annotation but {path} is XML of another kind: <{root.tag}>.")
     objects = root.findall("object")
     boxes = [[number(item.findtext(f"bndbox/{side}")) for side in CORNERS] for item in objects]
     faults = [

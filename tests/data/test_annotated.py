@@ -4,6 +4,7 @@ import json
 import logging
 import random
 import re
+import warnings
 from pathlib import Path
 
 import cv2
@@ -286,3 +287,51 @@ def test_reduced_decoding_is_that_of_the_whole(shared):
         inner = whole[: whole.shape[0] // step * step, : whole.shape[1] // step * step]
         means = cv2.resize(inner, (inner.shape[1] // step, inner.shape[0] // step), interpolation=cv2.INTER_AREA).astype(float)
         assert np.abs(small[: means.shape[0], : means.shape[1]] - means).mean() < 2
+
+
+def test_reading_leaves_the_filters_of_warnings_alone(voc_root):
+    before = list(warnings.filters)
+    voc(voc_root).read_annotations()
+    assert warnings.filters == before
+
+
+def test_a_size_that_is_missing_is_not_guessed_where_viewers_turn_the_image(voc_root):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.full((60, 80, 3), 90, np.uint8)).save(voc_root / "JPEGImages" / "image0.jpg", exif=exif)
+    edit(voc_root, "image0", "<size><width>80</width><height>60</height><depth>3</depth></size>", "")
+    with pytest.raises(InputError, match=r"size not the image's.*may be of the turned image or of the stored one"):
+        voc(voc_root).read_annotations()
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_an_image_that_is_cut_off_is_found_before_training(voc_root, suffix):
+    path = (voc_root / "JPEGImages" / "image2.jpg").with_suffix(suffix)
+    content = cv2.imencode(suffix, np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))[1].tobytes()
+    (voc_root / "JPEGImages" / "image2.jpg").unlink()
+    for written, cut in ((content[:-20], True), (content + b"\0" * 100, False), (content + b"\0" * 5000, False)):
+        path.write_bytes(written)
+        assert voc(voc_root).contents.faults.counts() == ({"image unreadable": 1} if cut else {})
+
+
+def test_xml_of_another_kind_is_no_image_without_objects(voc_root):
+    (voc_root / "Annotations" / "image0.xml").write_text("<annotations><image><box xtl='1'/></image></annotations>")
+    with pytest.raises(InputError, match=r"1 x annotation unreadable: .*image0\.xml is XML of another kind: <annotations>"):
+        voc(voc_root).read_annotations()
+
+
+@pytest.mark.parametrize("area", [float("inf"), 1e300, "text", -1])
+def test_an_area_that_cannot_be_is_not_taken(coco_files, area):
+    images, path = coco_files
+    content = json.loads(path.read_text())
+    content["annotations"][0]["area"] = area
+    path.write_text(json.dumps(content))
+    assert COCODetection(str(images), str(path)).targets[0]["area"].tolist() == [600, 3000]
+
+
+def test_what_was_parsed_is_not_kept(voc_root, coco_files):
+    for dataset, kept in ((voc(voc_root), "annotations"), (COCODetection(*map(str, coco_files)), "_parsed")):
+        classes = dataset.classes
+        dataset.read_annotations()
+        assert kept not in vars(dataset)
+        assert dataset.classes == classes

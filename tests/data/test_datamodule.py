@@ -107,6 +107,14 @@ def test_an_empty_split_is_named(train, voc_root):
         data.setup("fit")
 
 
+def test_predict_refuses_an_image_of_absurd_size(voc_root, caplog):
+    (voc_root / "JPEGImages" / "image1.jpg").write_bytes(b"P6 60000 60000 255\n")
+    data = DetectionDataModule(predict=str(voc_root / "JPEGImages"), num_workers=0, batch_size=5)
+    data.setup("predict")
+    assert len(next(iter(data.predict_dataloader()))[1]) == 4
+    assert "an image of at most" in caplog.text
+
+
 def test_predict_reads_a_folder_and_skips_what_it_cannot_read(voc_root, caplog):
     (voc_root / "JPEGImages" / "image1.jpg").write_bytes(b"broken")
     data = DetectionDataModule(predict=str(voc_root / "JPEGImages"), num_workers=0, batch_size=5)

@@ -228,6 +228,19 @@ def test_what_is_left_over_is_not_lost(wide_and_tall):
     assert {index for order in orders for index in order} == set(range(24))
 
 
+def test_more_ranks_than_images_all_get_as_many(wide_and_tall):
+    feed = Feed(wide_and_tall.dataset, indices=[0, 1, 2])
+    assert [len(list(EpochSampler(feed, 8, rank, 0, [0, 1, 0], 2))) for rank in range(8)] == [1] * 8
+
+
+def test_mosaic_of_data_sets_with_other_fields(voc_root, coco_files):
+    feed = Feed(Concatenation([VOCDetection(str(voc_root), "train", CLASSES), COCODetection(*map(str, coco_files))]), mosaic=1.0)
+    for epoch in range(20):
+        target = feed[epoch, epoch % 7][1]
+        assert target.keys() >= {"boxes", "labels", "area", "image_id"}
+        assert len({len(value) for value in target.values() if value.ndim}) == 1
+
+
 def test_mosaic_puts_four_images_and_their_boxes_together(voc_root):
     colours = []
     for number in range(5):

@@ -42,9 +42,9 @@ def test_the_image_sets_of_a_voc_folder(voc_root):
         person_val=[f"{name}  0" for name in names[2:4]],
     )
     splits = open_splits(str(voc_root), "raise")
-    assert list(splits) == ["small_train", "test", "train", "val"]
+    assert list(splits) == ["all", "small_train", "test", "train", "val"]
     assert all(isinstance(dataset, VOCDetection) and dataset.on_invalid == "raise" for dataset in splits.values())
-    assert [len(dataset) for dataset in splits.values()] == [1, 1, 2, 2]
+    assert [len(dataset) for dataset in splits.values()] == [5, 1, 1, 2, 2]
     assert next(iter(open_splits(str(voc_root)).values())).on_invalid == "drop"
 
 
