@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from jsonargparse import ArgumentError, Namespace, auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -20,6 +19,7 @@ import lit_detect
 from lit_detect.callbacks import DetectionPictures, PredictionWriter, ResultsTable
 from lit_detect.data import DetectionDataModule
 from lit_detect.data.presets import RESIZING_PRESETS
+from lit_detect.data.yolo import read_yaml
 from lit_detect.detector import Detector
 from lit_detect.errors import InputError
 
@@ -142,12 +142,11 @@ def read_config(path: Path | str, with_model: bool = True) -> tuple[DetectionDat
     Raises:
         InputError: the file has no data, or what it has cannot be understood.
     """
-    content = yaml.safe_load(Path(path).read_text())
-    if not isinstance(content, dict) or not isinstance(content.get("data"), dict):
+    content = read_yaml(Path(path))
+    if not isinstance(content.get("data"), dict):
         raise InputError(f"Expected a training config with data in {path}.")
     parts = {key: content[key] for key in ("data", "model") if key in content}
-    for_data, parser = LightningArgumentParser(), LightningArgumentParser(exit_on_error=False)
-    for_data.add_lightning_class_args(DetectionDataModule, "data")
+    parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(DetectionDataModule, "data")
     if "model" in parts:
         parser.add_lightning_class_args(Detector, "model", subclass_mode=True)
@@ -158,7 +157,9 @@ def read_config(path: Path | str, with_model: bool = True) -> tuple[DetectionDat
         raise InputError(f"Expected a training config in {path} but: {error}") from error
     if "model" in parts:
         follow_the_model(config)
-    if not with_model:
+    if not with_model:  # by a parser of its own, since links would build what they start from
+        for_data = LightningArgumentParser()
+        for_data.add_lightning_class_args(DetectionDataModule, "data")
         return for_data.instantiate_classes(Namespace(data=config.data)).data, None  # type: ignore[no-untyped-call]
     made = parser.instantiate_classes(config)
     return made.data, made.get("model")

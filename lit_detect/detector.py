@@ -218,7 +218,7 @@ class Detector(LightningModule):
 
     def _log_metric(self, stage: str, metric: COCOMeanAveragePrecision) -> None:
         if not self.trainer.sanity_checking:
-            for name, value in metric.named().items():
+            for name, value in metric.compute().items():
                 # every rank computes the same number from the gathered state; on the device, since NCCL reduces nothing else
                 self.log(f"{stage}/{name}", torch.tensor(value, device=self.device), prog_bar=name in ("map", "map_50"))
         metric.reset()

@@ -34,7 +34,7 @@ class COCOMeanAveragePrecision(Metric):
     >>> box = torch.tensor([[10.0, 10.0, 50.0, 50.0]])
     >>> target = {"boxes": box, "labels": torch.tensor([2])}
     >>> metric.update([{**target, "scores": torch.tensor([0.9])}], [target])
-    >>> values = metric.named()
+    >>> values = metric.compute()
     >>> round(values["map"], 4), round(values["ap/dog"], 4), "ap/cat" in values, "map_large" in values
     (1.0, 1.0, False, False)
     """
@@ -60,7 +60,10 @@ class COCOMeanAveragePrecision(Metric):
         self.rows += [image_rows(*pair) for pair in zip(preds, target, strict=True)]
 
     def compute(self) -> dict[str, float]:
-        """What `named` gives."""
+        """COCO's numbers by torchmetrics' names, and ``ap/<class>``, 0..1.
+
+        What has no value, such as AP of a class without targets, is absent.
+        """
         # equal scores are ranked by the order of images: any but that of ids gives another AP, and pycocotools takes this one
         images = [boxes for _, boxes in sorted(self._images().items())]
         detections, targets = (coco_annotations([boxes[kind] for boxes in images]) for kind in (0, 1))
@@ -82,14 +85,6 @@ class COCOMeanAveragePrecision(Metric):
         values |= {f"mar_{size}": recall[..., index, -1] for index, size in sizes}
         values |= {f"ap/{self.classes[label - 1]}": precision[:, :, index, 0, -1] for index, label in enumerate(labels)}
         return {name: float(value[value > -1].mean()) for name, value in values.items() if (value > -1).any()}
-
-    def named(self) -> dict[str, float]:
-        """COCO's numbers by torchmetrics' names, and ``ap/<class>``, 0..1.
-
-        What has no value, such as AP of a class without targets, is absent.
-        """
-        values: dict[str, float] = self.compute()
-        return values
 
     def _images(self) -> dict[tuple[bool, int], tuple[Tensor, Tensor]]:
         """Detections and targets by whether the image has no id and by its id, or else its number."""

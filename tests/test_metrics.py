@@ -38,7 +38,7 @@ def test_all_numbers_of_pycocotools_on_100_images_of_coco(shared, tmp_path):
         metric.update(
             [{"boxes": boxes, "labels": labels, "scores": scores}], [{name: torch.as_tensor(value) for name, value in target.items()}]
         )
-    values = metric.named()
+    values = metric.compute()
     expected = json.loads((folder / "expected.json").read_text())
     for oracle, name in ORACLE_NAMES.items():
         assert values[name] == pytest.approx(expected[oracle], abs=5e-6), name
@@ -55,7 +55,7 @@ def test_difficult_boxes_are_neither_missed_nor_wrong_to_find():
     for detections in (easy, both):
         metric = COCOMeanAveragePrecision(["cat"])
         metric.update([detections], [target])
-        assert metric.named()["map"] == pytest.approx(1.0)
+        assert metric.compute()["map"] == pytest.approx(1.0)
     assert ignore_difficult({**target, "iscrowd": torch.tensor([1, 0])})["iscrowd"].tolist() == [1, 1]
 
 
@@ -74,7 +74,7 @@ def test_the_order_of_images_and_their_repeats_change_nothing():
         metric = COCOMeanAveragePrecision(["a", "b"])
         for index in order:
             metric.update([images[index][0]], [images[index][1]])
-        values.append(metric.named())
+        values.append(metric.compute())
     assert values[0] == values[1] == values[2]
     assert 0 < values[0]["map"] < 1
 
@@ -86,7 +86,7 @@ def test_classes_keep_their_names_when_only_some_are_seen():
         [{"boxes": box, "labels": torch.tensor([3]), "scores": torch.tensor([0.9])}],
         [{"boxes": box.repeat(2, 1), "labels": torch.tensor([2, 3])}],
     )
-    values = metric.named()
+    values = metric.compute()
     assert values["ap/c"] == pytest.approx(1)
     assert values["ap/b"] == 0
     assert "ap/a" not in values
@@ -96,7 +96,7 @@ def test_no_targets_and_no_detections_give_no_average():
     metric = COCOMeanAveragePrecision(["a"])
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     metric.update([{**empty, "scores": torch.zeros(0)}], [empty])
-    assert "map" not in metric.named()
+    assert "map" not in metric.compute()
 
 
 def pycocotools_values(truth, found, category_ids):
@@ -167,7 +167,7 @@ def test_all_numbers_are_those_of_pycocotools(seed, classes, detections):
     for start in range(0, len(images), 4):
         metric.update(*zip(*images[start : start + 4], strict=True))
     expected = evaluate_with_pycocotools(images, names)
-    assert metric.named() == pytest.approx(expected, abs=1e-6)
+    assert metric.compute() == pytest.approx(expected, abs=1e-6)
     assert 0 < expected["map"] < 1
 
 
@@ -179,7 +179,7 @@ def test_images_are_told_apart_by_ids_of_any_size():
     for index, identity in enumerate([*ids, *ids, None, None]):
         found = {name: value[: index < 3] for name, value in {**target, "scores": torch.ones(1)}.items()}
         metric.update([found], [target if identity is None else {**target, "image_id": torch.tensor(identity)}])
-    assert metric.named()["mar_100"] == pytest.approx(3 / (len(ids) + 2))
+    assert metric.compute()["mar_100"] == pytest.approx(3 / (len(ids) + 2))
 
 
 SHARES = ([[0, 2, 4, 6, 8, 10, 1], [11, 9, 7, 5, 3, 1, 0, 2, 4]], [list(range(12)), []])
@@ -195,7 +195,7 @@ def compute_shares(rank, path):
         metric = COCOMeanAveragePrecision(["a", "b", "c"])
         for index in shares[rank]:
             metric.update(*([one] for one in images[index]))
-        results.append([metric.named(), len(metric.rows)])
+        results.append([metric.compute(), len(metric.rows)])
     (path / f"{rank}.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
 
@@ -209,5 +209,5 @@ def test_processes_with_other_images_or_none_compute_the_numbers_of_one(tmp_path
     metric = COCOMeanAveragePrecision(["a", "b", "c"])
     metric.update(*zip(*random_images(3, 12, 3, 20), strict=True))
     for rank in range(2):
-        expected = [[metric.named(), len(shares[rank])] for shares in SHARES]  # afterwards each has its own images again
+        expected = [[metric.compute(), len(shares[rank])] for shares in SHARES]  # afterwards each has its own images again
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected

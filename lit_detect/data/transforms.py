@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 import warnings
 from collections.abc import Sequence
 from typing import Any
-
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the network for its newest version at import
 
 import albumentations as A
 import cv2

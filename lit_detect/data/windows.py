@@ -16,12 +16,11 @@ import numpy as np
 from albumentations.core.bbox_utils import denormalize_bboxes, normalize_bboxes
 from albumentations.core.type_definitions import ALL_TARGETS
 
+from lit_detect.data.images import REDUCED
 from lit_detect.data.spans import Span, resize, snap
 from lit_detect.data.transforms import MEAN, RandomIoUCrop, RandomZoomOut, centred, expect, in_pixels
 
 __all__ = ["LargeScaleJitter", "RandomResizedZoom", "RandomShortestSize", "Window", "WindowTransform"]
-
-REDUCTIONS = (1, 2, 4, 8)  # JPEG decodes at 1/2, 1/4 and 1/8 in less time than whole
 
 
 class Window(NamedTuple):
@@ -48,7 +47,7 @@ class Window(NamedTuple):
     @property
     def reduction(self) -> int:
         """The most of 1, 2, 4 and 8 by which the image may be reduced before, so that it still is not enlarged."""
-        return max(step for step in REDUCTIONS if step <= max(1.0, self.shrink))
+        return max(step for step in REDUCED if step <= max(1.0, self.shrink))
 
     def reduced(self, by: int) -> Window:
         """The same window of an image that was decoded at 1/`by`."""

@@ -52,7 +52,7 @@ def main() -> None:
     for image, target in Feed(VOCDetection(args.root, "test")):
         with torch.no_grad():
             metric.update(network([image / 255]), [target])
-    values = metric.named()
+    values = metric.compute()
     print(f"torchvision: {args.epochs} epochs in {seconds:.0f} s ({seconds / args.epochs:.1f} s each)")
     print(", ".join(f"{name} {value:.3f}" for name, value in values.items() if name in ("map", "map_50") or name.startswith("ap/")))
 
