@@ -104,9 +104,7 @@ class Feed(Dataset[Sample]):
             reduction = min(window.reduction, source.reductions[-1])
             drawn["window"] = window.reduced(reduction)
         augmented = self.augment(image=source.read(reduction), bboxes=boxes / reduction, kept=np.arange(len(boxes)), **drawn)
-        fields = take(fields, np.asarray(augmented["kept"], dtype=np.int64))
-        fields["boxes"] = np.asarray(augmented["bboxes"], dtype=np.float32).reshape(-1, 4)
-        return augmented["image"], fields
+        return augmented["image"], follow(fields, augmented)
 
     def _stitched(self, parts: Sequence[tuple[ImageFile | DecodedImage, Fields]], rng: np.random.Generator) -> tuple[DecodedImage, Fields]:
         """Four images as one."""
@@ -118,9 +116,7 @@ class Feed(Dataset[Sample]):
         ]
         self.stitch.set_random_state(rng, random.Random(int(rng.integers(2**32))))
         out = self.stitch(**entries[0], mosaic_metadata=entries[1:])
-        fields = take(together, np.asarray(out["kept"], dtype=np.int64))
-        boxes = np.asarray(out["bboxes"], dtype=np.float32).reshape(-1, 4)
-        return DecodedImage(out["image"]), {**fields, "boxes": boxes, "image_id": parts[0][1]["image_id"]}
+        return DecodedImage(out["image"]), {**follow(together, out), "image_id": parts[0][1]["image_id"]}
 
     def _open(self, index: int) -> tuple[ImageFile | DecodedImage, Fields]:
         """An image that is not yet decoded, and its checked target without what is not to be learnt."""
@@ -165,6 +161,12 @@ class Feed(Dataset[Sample]):
 def take(fields: Fields, kept: np.ndarray) -> Fields:
     """The target with some of its boxes, every field alike."""
     return {name: value[kept] if value.ndim else value for name, value in fields.items()}
+
+
+def follow(fields: Fields, transformed: dict[str, Any]) -> Fields:
+    """The target of an image that was transformed: boxes where they are now, and every field of those that are left."""
+    boxes = np.asarray(transformed["bboxes"], dtype=np.float32).reshape(-1, 4)
+    return {**take(fields, np.asarray(transformed["kept"], dtype=np.int64)), "boxes": boxes}
 
 
 class EpochSampler(DistributedSampler[tuple[int, int]]):
