@@ -7,15 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_iou
+from torch.nn.utils.rnn import pad_sequence
 
-__all__ = ["Anchors", "assign", "decode", "encode", "match", "match_above", "match_best", "match_or_ignore", "scale_boxes"]
+__all__ = ["Anchors", "assign", "decode", "encode", "match", "match_above", "match_best", "match_or_ignore", "overlaps", "scale_boxes"]
 
 # SSD, section 2.2: the "variances" .1 .1 .2 .2 of the reference implementation are these weights' inverses.
 SSD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 # A box is never decoded to more than 62.5 times its anchor's side, so that exp() cannot overflow.
 MAX_LOG_SCALE = math.log(1000 / 16)
+# So many overlaps of boxes and anchors are worked out at once, or those of one image: 64 MB each of a few intermediate results.
+MAX_OVERLAPS = 2**24
 
 
 def encode(boxes: Tensor, anchors: Tensor, weights: Sequence[float] = SSD_WEIGHTS) -> Tensor:
@@ -85,7 +88,26 @@ class Anchors:
         return len(self.boxes)
 
 
-def match(anchors: Anchors, boxes: Tensor, threshold: float) -> Tensor:
+def overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Intersection over union of every box of each image with every anchor; torchvision's `box_iou` for a batch, to the last bit.
+
+    Args:
+        boxes: ``(N, M, 4)`` in pixels.
+        anchors: ``(A, 4)`` in pixels.
+
+    Returns:
+        ``(N, M, A)``, 0..1.
+    """
+    boxes = boxes[:, :, None]
+    # side by side, since two numbers a box in the last dimension would keep processors from working on many boxes at once
+    width = torch.minimum(boxes[..., 2], anchors[:, 2]).sub_(torch.maximum(boxes[..., 0], anchors[:, 0])).clamp_(min=0)
+    height = torch.minimum(boxes[..., 3], anchors[:, 3]).sub_(torch.maximum(boxes[..., 1], anchors[:, 1])).clamp_(min=0)
+    common = width.mul_(height)
+    areas = [(of[..., 2] - of[..., 0]) * (of[..., 3] - of[..., 1]) for of in (boxes, anchors)]
+    return common / (areas[0] + areas[1]).sub_(common)
+
+
+def match(anchors: Anchors, boxes: Tensor, there: Tensor, threshold: float) -> Tensor:
     """Match anchors to target boxes by overlap: SSD section 2.2, "matching strategy".
 
     An anchor takes the box with which it overlaps most, if that is at least `threshold`; and each box takes its best anchor,
@@ -93,103 +115,112 @@ def match(anchors: Anchors, boxes: Tensor, threshold: float) -> Tensor:
 
     Args:
         anchors: A of them.
-        boxes: ``(M, 4)`` in pixels, M at least 1.
+        boxes: ``(N, M, 4)`` in pixels, those of each image; M at least 1.
+        there: ``(N, M)``, false for what only fills up the images that have fewer than M boxes.
         threshold: least intersection over union, 0..1.
 
     Returns:
-        ``(A,)`` int64: each anchor's box, or -1 for background.
+        ``(N, A)`` int64: each anchor's box in its image, or -1 for background.
 
     >>> anchors = Anchors(torch.tensor([[0.0, 0, 10, 10], [0, 0, 9, 10], [50, 50, 60, 60], [80, 80, 90, 90]]))
-    >>> match(anchors, torch.tensor([[0.0, 0, 10, 10], [52, 52, 70, 70]]), 0.5).tolist()
-    [0, 0, 1, -1]
+    >>> boxes = torch.tensor([[[0.0, 0, 10, 10], [52, 52, 70, 70]]])
+    >>> match(anchors, boxes, torch.tensor([[True, True]]), 0.5).tolist()
+    [[0, 0, 1, -1]]
     """
-    overlaps = box_iou(boxes, anchors.boxes)  # (M, A)
-    best_overlap, best_box = overlaps.max(dim=0)
+    ious = overlaps(boxes, anchors.boxes)
+    best_overlap, best_box = ious.masked_fill(~there[:, :, None], -1).max(dim=1)
     matches = torch.where(best_overlap >= threshold, best_box, -1)
-    return match_best(matches, overlaps.argmax(dim=1))
+    return match_best(matches, ious.argmax(dim=2), there)
 
 
-def match_best(matches: Tensor, best_anchor: Tensor) -> Tensor:
-    """Matches ``(A,)`` in which each box has its best anchor ``(M,)``, whatever that was matched with; of two boxes the later one."""
+def match_best(matches: Tensor, best_anchor: Tensor, there: Tensor) -> Tensor:
+    """Matches ``(N, A)`` in which each box has its best anchor ``(N, M)``, whatever that was matched with; of two boxes the later one."""
     # index_put is unordered on a GPU; a maximum is not, and gives the later box the anchor.
-    boxes = torch.arange(len(best_anchor), device=best_anchor.device)
-    forced = torch.full_like(matches, -1).scatter_reduce_(0, best_anchor, boxes, "amax")
+    boxes = torch.arange(there.shape[1], device=there.device).expand_as(there)
+    forced = torch.full_like(matches, -1).scatter_reduce_(1, best_anchor, torch.where(there, boxes, -1), "amax")
     return torch.where(forced >= 0, forced, matches)
 
 
-def match_or_ignore(anchors: Anchors, boxes: Tensor, threshold: float, background: float) -> Tensor:
+def match_or_ignore(anchors: Anchors, boxes: Tensor, there: Tensor, threshold: float, background: float) -> Tensor:
     """Match anchors to target boxes by overlap, leaving out the undecided: RetinaNet, section 4, "Anchors".
 
     As in Faster R-CNN, section 3.1.2, the anchors with the highest overlap with a box count as matched whatever it is (but 0), each to
     the box that *it* overlaps most.
 
     Args:
-        anchors: A of them.
-        boxes: ``(M, 4)`` in pixels, M at least 1.
+        anchors: see `match`.
+        boxes: see `match`.
+        there: see `match`.
         threshold: least intersection over union of a match, 0..1.
         background: anchors that overlap no box this much are background, 0..1.
 
     Returns:
-        ``(A,)`` int64: each anchor's box, -1 for background, or -2 for those that are neither.
+        ``(N, A)`` int64: each anchor's box, -1 for background, or -2 for those that are neither.
 
     >>> anchors = Anchors(torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 4.5], [0, 0, 10, 2], [50, 50, 60, 60]]))
-    >>> match_or_ignore(anchors, torch.tensor([[0.0, 0, 10, 10], [52, 52, 70, 70]]), 0.5, 0.4).tolist()
-    [0, -2, -1, 1]
+    >>> boxes = torch.tensor([[[0.0, 0, 10, 10], [52, 52, 70, 70]]])
+    >>> match_or_ignore(anchors, boxes, torch.tensor([[True, True]]), 0.5, 0.4).tolist()
+    [[0, -2, -1, 1]]
     """
-    overlaps = box_iou(boxes, anchors.boxes)  # (M, A)
-    best_overlap, best_box = overlaps.max(dim=0)
+    ious = overlaps(boxes, anchors.boxes).masked_fill_(~there[:, :, None], -1)
+    best_overlap, best_box = ious.max(dim=1)
     matches = torch.where(best_overlap >= threshold, best_box, -1)
     matches = matches.masked_fill((best_overlap < threshold) & (best_overlap >= background), -2)
-    best_for_a_box = ((overlaps == overlaps.max(dim=1, keepdim=True).values) & (overlaps > 0)).any(dim=0)
+    best_of_box = ious.amax(dim=2, keepdim=True)
+    best_for_a_box = (ious == best_of_box.masked_fill(best_of_box <= 0, 2)).any(dim=1)  # none overlaps by 2
     return torch.where(best_for_a_box, best_box, matches)
 
 
-def match_above(anchors: Anchors, boxes: Tensor, threshold: float) -> Tensor:
+def match_above(anchors: Anchors, boxes: Tensor, there: Tensor, threshold: float) -> Tensor:
     """Match proposals to target boxes by overlap, where it is enough: Fast R-CNN, section 2.3, "Mini-batch sampling".
 
     Args:
-        anchors: A of them.
-        boxes: ``(M, 4)`` in pixels, M at least 1.
+        anchors: see `match`.
+        boxes: see `match`.
+        there: see `match`.
         threshold: least intersection over union, 0..1.
 
     Returns:
-        ``(A,)`` int64: each proposal's box, or -1 for background.
+        ``(N, A)`` int64: each proposal's box, or -1 for background.
     """
-    overlap, box = box_iou(boxes, anchors.boxes).max(dim=0)
+    overlap, box = overlaps(boxes, anchors.boxes).masked_fill_(~there[:, :, None], -1).max(dim=1)
     return torch.where(overlap >= threshold, box, -1)
 
 
-def assign(anchors: Anchors, targets: Sequence[dict[str, Tensor]], matcher: Callable[[Anchors, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+def assign(
+    anchors: Anchors, targets: Sequence[dict[str, Tensor]], matcher: Callable[[Anchors, Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
     """What each anchor of each image is to learn.
 
     Args:
         anchors: A of them, in pixels of the network's input.
         targets: one for each image, with ``boxes`` ``(M, 4)`` in the same pixels and ``labels`` ``(M,)``; M may be 0.
-        matcher: from anchors and boxes to each anchor's box: see `match` and `match_or_ignore`.
+        matcher: from anchors, boxes and whether these are there to each anchor's box: see `match` and `match_or_ignore`.
 
     Returns:
         labels ``(N, A)`` int64, 0 for background and -1 for what is to be left out of the loss; and boxes ``(N, A, 4)``, which are the
         anchors themselves where the label is not positive.
     """
-    labels, boxes = [], []
-    for target in targets:
-        if len(target["boxes"]):
-            matches = matcher(anchors, target["boxes"].to(anchors.boxes))
-        else:
-            matches = torch.full((len(anchors),), -1, dtype=torch.int64, device=anchors.boxes.device)
-        # two rows more than there are boxes, so that -1 (background) picks label 0, and -2 (left out) label -1
-        classes = target["labels"].to(matches)
-        labels.append(torch.cat([classes, classes.new_tensor([-1, 0])])[matches])
-        matched = torch.cat([target["boxes"].to(anchors.boxes), anchors.boxes.new_zeros(2, 4)])[matches]
-        boxes.append(torch.where(matches[:, None] >= 0, matched, anchors.boxes))
-    return torch.stack(labels), torch.stack(boxes)
+    boxes, labels = (pad_sequence([target[name] for target in targets], batch_first=True) for name in ("boxes", "labels"))
+    # a row more than there are boxes, so that there is one; its label is 0, as where an image has fewer than others
+    boxes, labels = F.pad(boxes, (0, 0, 0, 1)).to(anchors.boxes), F.pad(labels, (0, 1)).to(anchors.boxes.device, torch.int64)
+    at_once = max(1, MAX_OVERLAPS // (boxes.shape[1] * len(anchors)))
+    chunks = [matcher(anchors, *chunk) for chunk in zip(boxes.split(at_once), (labels > 0).split(at_once), strict=True)]
+    matches = torch.cat(chunks)
+    found = labels.gather(1, matches.clamp(min=0))
+    found = torch.where(matches >= 0, found, torch.where(matches == -1, 0, -1))
+    matched = boxes.gather(1, matches.clamp(min=0)[..., None].expand(-1, -1, 4))
+    return found, torch.where(matches[..., None] >= 0, matched, anchors.boxes)
 
 
-def scale_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """Move boxes ``(M, 4)`` from an image of `size` (height, width) to the same image resized to `new_size`.
+def scale_boxes(boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]], new_sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Move the boxes ``(M, 4)`` of each image from its size (height, width) to another; of all images at once, for a GPU's sake.
 
-    >>> scale_boxes(torch.tensor([[0.0, 10.0, 50.0, 20.0]]), (100, 50), (50, 100)).tolist()
-    [[0.0, 5.0, 100.0, 10.0]]
+    >>> boxes = torch.tensor([[0.0, 10.0, 50.0, 20.0]])
+    >>> [moved.tolist() for moved in scale_boxes([boxes, boxes[:0]], [(100, 50), (8, 8)], [(50, 100), (8, 8)])]
+    [[[0.0, 5.0, 100.0, 10.0]], []]
     """
-    y, x = new_size[0] / size[0], new_size[1] / size[1]
-    return boxes * boxes.new_tensor([x, y, x, y])
+    counts = [len(of_image) for of_image in boxes]
+    factors = [(new[1] / old[1], new[0] / old[0]) * 2 for old, new in zip(sizes, new_sizes, strict=True)]
+    of_box = torch.tensor(factors, dtype=boxes[0].dtype).repeat_interleave(torch.tensor(counts), dim=0)
+    return list((torch.cat(list(boxes)) * of_box.to(boxes[0].device, non_blocking=True)).split(counts))

@@ -2,21 +2,42 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import nms
 
 __all__ = ["PostProcess"]
 
 
+class Candidates(NamedTuple):
+    """Scores that may become detections, image by image, the best first: T of them.
+
+    Attributes:
+        image: ``(T,)``, which of the batch.
+        box: ``(T,)``, which of its A boxes.
+        label: ``(T,)``, 0..C-1.
+        score: ``(T,)``.
+    """
+
+    image: Tensor
+    box: Tensor
+    label: Tensor
+    score: Tensor
+
+    def __getitem__(self, index: Tensor) -> "Candidates":  # type: ignore[override]
+        return Candidates(*(column[index] for column in self))
+
+
 @dataclass(frozen=True)
 class PostProcess:
-    """Pick an image's detections out of all scored boxes (SSD, section 3: "Inference time").
+    """Pick each image's detections out of all scored boxes (SSD, section 3: "Inference time").
 
     The best candidates go through non-maximum suppression first. Since only a better box can suppress another, what they leave is final,
     and more candidates are taken only if that is less than `detections_per_image`: the result is that of all of them.
+
+    A GPU is waited for once an image, and four times a batch.
 
     Args:
         score_threshold: candidates score more than this, 0..1.
@@ -34,65 +55,100 @@ class PostProcess:
     candidates_per_map: int | None = None
     min_size: float = 0.0
 
-    def __call__(self, scores: Tensor, boxes: Tensor, size: tuple[int, int], per_map: Sequence[int] = ()) -> dict[str, Tensor]:
-        """Detections of one image.
+    def __call__(
+        self, scores: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, int]], per_map: Sequence[int] = ()
+    ) -> list[dict[str, Tensor]]:
+        """Detections of a batch.
 
         Args:
-            scores: ``(A, C)``, 0..1, without background.
-            boxes: ``(A, 4)`` in pixels, or ``(A, C, 4)``, a box for each class.
-            size: the image's height and width in pixels; boxes are clipped to it.
+            scores: ``(N, A, C)``, 0..1, without background.
+            boxes: ``(N, A, 4)`` in pixels, or ``(N, A, C, 4)``, a box for each class.
+            sizes: each image's height and width in pixels; boxes are clipped to it.
             per_map: how many of the A boxes each feature map has.
 
         Returns:
-            ``boxes`` ``(D, 4)``, ``labels`` ``(D,)`` 1..C and ``scores`` ``(D,)``, best first, float32.
+            For each image ``boxes`` ``(D, 4)``, ``labels`` ``(D,)`` 1..C and ``scores`` ``(D,)``, best first, float32.
 
-        >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 40, 30]])
-        >>> scores = torch.tensor([[0.9, 0.0], [0.8, 0.3], [0.0, 0.4]])
-        >>> detections = PostProcess()(scores, boxes, (30, 30))
+        >>> boxes = torch.tensor([[[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 40, 30]]])
+        >>> scores = torch.tensor([[[0.9, 0.0], [0.8, 0.3], [0.0, 0.4]]])
+        >>> (detections,) = PostProcess()(scores, boxes, [(30, 30)])
         >>> detections["labels"].tolist(), detections["boxes"][1].tolist()
         ([1, 2, 2], [20.0, 20.0, 30.0, 30.0])
         """
-        scores, enough = scores.float(), 4 * self.detections_per_image
-        # in a row in torchvision's order, which decides between equal scores: class by class, or box by box
-        by_class = self.candidates_per_class is not None
-        values = scores.T.flatten() if by_class else scores.flatten()
-        entering = None if self.candidates_per_map is None else self.best_of_maps(values, [count * scores.shape[1] for count in per_map])
-        values = values if entering is None else values[entering]
-        while True:
-            best = self.best(values, enough)
-            places = best if entering is None else entering[best]
-            index, labels = (
-                (places % len(scores), places // len(scores)) if by_class else (places // scores.shape[1], places % scores.shape[1])
-            )
-            found = self.suppress(values[best], index, labels, boxes, size)
-            if len(best) < enough or len(found["scores"]) == self.detections_per_image:
-                return found
+        detections: list[dict[str, Tensor]] = [{} for _ in sizes]
+        unsettled, enough = list(range(len(sizes))), 4 * self.detections_per_image
+        while unsettled:
+            rows = slice(None) if len(unsettled) == len(sizes) else unsettled
+            found, all_seen = self.detect(scores[rows].float(), boxes[rows], [sizes[index] for index in unsettled], per_map, enough)
+            for index, of_image in zip(unsettled, found, strict=True):
+                detections[index] = of_image
+            full = [len(of_image["scores"]) == self.detections_per_image for of_image in found]
+            unsettled = [index for index, *settled in zip(unsettled, full, all_seen, strict=True) if not any(settled)]
             enough *= 4
+        return detections
 
-    def best_of_maps(self, values: Tensor, per_map: Sequence[int]) -> Tensor:
-        """Places of the best of each map, map by map, best first."""
-        chosen, start = [], 0
-        for of_map in torch.split(values, list(per_map)):
-            places = (of_map > self.score_threshold).nonzero().flatten()
-            best = of_map[places].topk(min(self.candidates_per_map or 0, len(places))).indices
-            chosen.append(places[best] + start)
-            start += len(of_map)
-        return torch.cat(chosen)
+    def detect(
+        self, scores: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, int]], per_map: Sequence[int], enough: int
+    ) -> tuple[list[dict[str, Tensor]], list[bool]]:
+        """Detections out of the `enough` best candidates of each image, and whether these are all that it has."""
+        candidates = self.candidates(scores, per_map, enough)
+        entering, corners = self.entering(candidates, boxes, sizes, enough)
+        images = torch.arange(len(sizes) + 1, device=scores.device)
+        ends = torch.stack([torch.searchsorted(some.image, images) for some in (entering, candidates)])
+        counts, seen = ends.diff(dim=1).tolist()
+        # Each class lies at a place of its own, so that none suppresses another; float64 moves boxes there without rounding them.
+        apart = corners.double() + ((1 + max(map(max, sizes))) * entering.label)[:, None]
+        columns = (apart, corners, entering.label + 1, entering.score)
+        detections = []
+        for place, *values in zip(*(column.split(counts) for column in columns), strict=True):
+            keep = nms(place, values[-1].double(), self.nms_threshold)[: self.detections_per_image]
+            detections.append({name: value[keep] for name, value in zip(("boxes", "labels", "scores"), values, strict=True)})
+        return detections, [count < enough for count in seen]
 
-    def best(self, values: Tensor, enough: int) -> Tensor:
-        """Where the highest scores above the threshold are, best first; of equal ones the first; `enough` or more if there are so many."""
-        least = values.topk(min(enough, len(values))).values.min() if len(values) else 0.0
-        places = ((values >= least) & (values > self.score_threshold)).nonzero().flatten()
-        return places[values[places].sort(descending=True, stable=True).indices]
+    def candidates(self, scores: Tensor, per_map: Sequence[int], enough: int) -> Candidates:
+        """The highest scores above the threshold: `enough` of each image and those that equal the last, if there are so many.
 
-    def suppress(self, scores: Tensor, index: Tensor, labels: Tensor, boxes: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-        """Non-maximum suppression of candidates that come best first, class by class."""
-        if self.candidates_per_class is not None and len(labels) > self.candidates_per_class:
-            rank = F.one_hot(labels).cumsum(dim=0).gather(1, labels[:, None]).flatten()
-            scores, index, labels = (column[rank <= self.candidates_per_class] for column in (scores, index, labels))
-        boxes = clip_boxes_to_image((boxes[index] if boxes.ndim == 2 else boxes[index, labels]).float(), size)
+        Equal ones are in torchvision's order: class by class, or box by box.
+        """
+        rows, classes = scores.flatten(1), scores.shape[2]  # (N, A C)
+        of_maps = [rows] if self.candidates_per_map is None else rows.split([count * classes for count in per_map], dim=1)
+        limit = enough if self.candidates_per_map is None else self.candidates_per_map
+        least = [of_map.topk(min(limit, of_map.shape[1])).values[:, -1:] for of_map in of_maps]
+        passing = torch.cat([of_map >= score for of_map, score in zip(of_maps, least, strict=True)], dim=1) & (rows > self.score_threshold)
+        image, place = passing.nonzero(as_tuple=True)
+        found = Candidates(image, place // classes, place % classes, rows[image, place])
+        if self.candidates_per_class is not None:
+            found = found[found.label.argsort(stable=True)]
+        found = found[found.score.argsort(descending=True, stable=True)]
+        found = found[found.image.argsort(stable=True)]
+        if self.candidates_per_map is None:
+            return found
+        ends = torch.tensor(per_map).cumsum(dim=0).to(scores.device, non_blocking=True)
+        map_of_image = found.image * len(per_map) + torch.bucketize(found.box, ends, right=True)
+        return found[(rank(map_of_image) < self.candidates_per_map).nonzero().flatten()]
+
+    def entering(self, candidates: Candidates, boxes: Tensor, sizes: Sequence[tuple[int, int]], enough: int) -> tuple[Candidates, Tensor]:
+        """The candidates that enter non-maximum suppression, and their boxes ``(T, 4)``, clipped to the image."""
+        limits = torch.tensor([(width, height) * 2 for height, width in sizes], dtype=torch.float32).to(boxes.device, non_blocking=True)
+        image, box, label, _ = candidates
+        corners = (boxes[image, box] if boxes.ndim == 3 else boxes[image, box, label]).float()
+        corners = torch.minimum(corners.clamp(min=0), limits[image])
+        enters = rank(image) < enough
+        if self.candidates_per_class is not None:
+            enters &= rank((image << 32) + label) < self.candidates_per_class
         if self.min_size > 0:
-            large = ((boxes[:, 2:] - boxes[:, :2]) >= self.min_size).all(dim=1)
-            boxes, scores, labels = boxes[large], scores[large], labels[large]
-        keep = batched_nms(boxes, scores, labels, self.nms_threshold)[: self.detections_per_image]
-        return {"boxes": boxes[keep], "labels": labels[keep] + 1, "scores": scores[keep]}
+            enters &= (corners[:, 2:] - corners[:, :2] >= self.min_size).all(dim=1)
+        places = enters.nonzero().flatten()
+        return candidates[places], corners[places]
+
+
+def rank(groups: Tensor) -> Tensor:
+    """The number of each among those of its group that come before it.
+
+    >>> rank(torch.tensor([3, 0, 3, 3, 0])).tolist()
+    [0, 0, 1, 2, 1]
+    """
+    order = groups.argsort(stable=True)
+    ordered = groups[order]
+    places = torch.arange(len(order), device=order.device) - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(order).scatter_(0, order, places)

@@ -85,6 +85,15 @@ class IoULoss(BoxLoss):
         return loss
 
 
+Places = tuple[Tensor, Tensor]  # the image and the anchor of each, (P,) both
+
+
+def positives(labels: Tensor) -> Places:
+    """Where labels ``(N, A)`` are positive, image by image. A GPU is waited for here, and need not be again to index by these."""
+    image, anchor = (labels > 0).nonzero(as_tuple=True)
+    return image, anchor
+
+
 class Criterion(nn.Module, ABC):
     """The loss of a dense detector, and the scores that go with it.
 
@@ -118,9 +127,9 @@ class Criterion(nn.Module, ABC):
             boxes: ``(N, A, 4)`` in pixels; the anchors themselves where the label is not positive.
         """
 
-    def positive_box_losses(self, deltas: Tensor, anchors: Anchors, positive: Tensor, boxes: Tensor) -> Tensor:
-        """The box loss of each positive ``(P,)``, image by image; `positive` is a mask ``(N, A)``, and the rest as in `forward`."""
-        losses: Tensor = self.box_loss(deltas[positive], anchors[positive.nonzero()[:, 1]], boxes[positive])
+    def positive_box_losses(self, deltas: Tensor, anchors: Anchors, positive: Places, boxes: Tensor) -> Tensor:
+        """The box loss of each positive ``(P,)``, image by image; `positive` says where they are, and the rest is as in `forward`."""
+        losses: Tensor = self.box_loss(deltas[positive], anchors[positive[1]], boxes[positive])
         return losses
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -150,7 +159,7 @@ class HardNegativeMining(Criterion):
         positive = labels > 0  # (N, A)
         class_loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="none").view_as(labels)
         chosen = positive | self.hardest(class_loss.detach(), labels)
-        box_loss = self.positive_box_losses(deltas, anchors, positive, boxes)
+        box_loss = self.positive_box_losses(deltas, anchors, positives(labels), boxes)
         count = positive.sum().clamp(min=1)
         return {"class_loss": (class_loss * chosen).sum() / count, "box_loss": box_loss.sum() / count}
 
@@ -193,17 +202,16 @@ class FocalLoss(Criterion):
         start_scores_at(self.prior, layer)
 
     def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-        positive = labels > 0  # (N, A)
-        counts = positive.sum(dim=1).clamp(min=1)  # (N,)
+        positive = positives(labels)
+        counts = (labels > 0).sum(dim=1).clamp(min=1)  # (N,)
         class_loss = self.class_loss(logits, labels).sum(dim=1)
-        box_loss = self.positive_box_losses(deltas, anchors, positive, boxes) / counts[positive.nonzero()[:, 0]]
+        box_loss = self.positive_box_losses(deltas, anchors, positive, boxes) / counts[positive[0]]
         return {"class_loss": (class_loss / counts).mean(), "box_loss": box_loss.sum() / len(counts)}
 
     def class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The classification loss of each anchor, ``(N, A)``; equations 4 and 5."""
-        positive = labels > 0
-        wanted = torch.zeros_like(logits)
-        wanted[positive] = F.one_hot(labels[positive] - 1, logits.shape[-1]).to(logits)
+        background_and_classes = logits.new_zeros(*labels.shape, logits.shape[-1] + 1).scatter_(-1, labels.clamp(min=0)[..., None], 1)
+        wanted = background_and_classes[..., 1:]
         loss: Tensor = sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma, reduction="none").sum(dim=-1)
         return loss * (labels >= 0)
 
@@ -236,8 +244,8 @@ class YOLOLoss(Criterion):
         start_scores_at(self.prior, layer)
 
     def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
-        positive = labels > 0  # (N, A)
-        objectness = F.binary_cross_entropy_with_logits(logits[..., 0], positive.to(logits), reduction="none") * (labels >= 0)
+        positive = positives(labels)
+        objectness = F.binary_cross_entropy_with_logits(logits[..., 0], (labels > 0).to(logits), reduction="none") * (labels >= 0)
         one_hot = F.one_hot(labels[positive] - 1, logits.shape[-1] - 1).to(logits)
         class_loss = F.binary_cross_entropy_with_logits(logits[positive][:, 1:], one_hot, reduction="sum")
         box_loss = self.positive_box_losses(deltas, anchors, positive, boxes)

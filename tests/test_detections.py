@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,7 +24,23 @@ def class_by_class(scores, boxes, size, settings):
     return boxes[keep], scores[keep], labels[keep]
 
 
-@settings(deadline=None, max_examples=150)
+def map_by_map(scores, boxes, size, settings, per_map):
+    """torchvision's RetinaNet.postprocess_detections for one image, after decoding; of equal scores the first, where its topk takes any."""
+    found, start = [], 0
+    for count in per_map:
+        of_map = scores[start : start + count].flatten()
+        passing = (of_map > settings.score_threshold).nonzero().flatten()
+        score, order = of_map[passing].sort(descending=True, stable=True)
+        score, place = score[: settings.candidates_per_map], passing[order][: settings.candidates_per_map]
+        found.append((boxes[start + place // scores.shape[1]], score, place % scores.shape[1] + 1))
+        start += count
+    boxes, scores, labels = (torch.cat(column) for column in zip(*found, strict=True))
+    boxes = clip_boxes_to_image(boxes, size)
+    keep = batched_nms(boxes, scores, labels, settings.nms_threshold)[: settings.detections_per_image]
+    return boxes[keep], scores[keep], labels[keep]
+
+
+@settings(deadline=None, max_examples=200)
 @given(
     seed=st.integers(0, 2**31),
     classes=st.integers(1, 5),
@@ -31,45 +49,70 @@ def class_by_class(scores, boxes, size, settings):
     wanted=st.sampled_from([1, 5, 20, 400]),
     spread=st.sampled_from([0.5, 5, 80]),
     levels=st.sampled_from([2, 10, None]),
+    per_map=st.sampled_from([None, [60], [40, 17, 3, 0]]),
 )
-def test_same_detections_in_the_same_order_as_class_by_class(seed, classes, threshold, candidates, wanted, spread, levels):
+def test_same_detections_in_the_same_order_as_one_after_another(seed, classes, threshold, candidates, wanted, spread, levels, per_map):
     """Also where boxes lie on one another, so that many candidates leave few, and where many scores are equal."""
     generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(60, 2, generator=generator) * spread
-    boxes = torch.cat([corner, corner + 1 + torch.rand(60, 2, generator=generator) * 60], dim=1)
-    scores = torch.rand(60, classes, generator=generator)
+    sizes = [(100, 90), (40, 200), (100, 90)]
+    corner = torch.rand(3, 60, 2, generator=generator) * spread
+    boxes = torch.cat([corner, corner + 1 + torch.rand(3, 60, 2, generator=generator) * 60], dim=2)
+    scores = torch.rand(3, 60, classes, generator=generator)
+    scores[2] *= 0.6  # so that images differ in how many pass, and in how soon they are settled
     if levels is not None:
         scores = (scores * levels).round() / levels
-    post_process = PostProcess(threshold, 0.45, wanted, candidates_per_class=candidates)
-    found = post_process(scores, boxes, (100, 90))
-    expected = class_by_class(scores, boxes, (100, 90), post_process)
-    for name, value in zip(("boxes", "scores", "labels"), expected, strict=True):
-        torch.testing.assert_close(found[name], value)
+    if per_map is None:
+        post_process, reference = PostProcess(threshold, 0.45, wanted, candidates_per_class=candidates), class_by_class
+    else:
+        post_process = PostProcess(threshold, 0.45, wanted, candidates_per_map=candidates)
+        reference = partial(map_by_map, per_map=per_map)
+    found = post_process(scores, boxes, sizes, per_map or [])
+    for of_image, *image in zip(found, scores, boxes, sizes, strict=True):
+        for name, value in zip(("boxes", "scores", "labels"), reference(*image, post_process), strict=True):
+            torch.testing.assert_close(of_image[name], value)
 
 
 def test_candidates_are_taken_until_there_are_enough_detections(monkeypatch):
-    """A hundred boxes on one place hide those that score less."""
+    """A hundred boxes on one place hide those that score less; the other image is settled at once."""
     rounds = []
-    real = PostProcess.suppress
-    monkeypatch.setattr(PostProcess, "suppress", lambda *args: rounds.append(len(args[1])) or real(*args))
+    real = PostProcess.detect
+    monkeypatch.setattr(PostProcess, "detect", lambda *args: rounds.append((len(args[1]), args[-1])) or real(*args))
     boxes = torch.cat([torch.tensor([[0.0, 0, 10, 10]]).repeat(100, 1), torch.tensor([[20.0, 0, 30, 10], [40, 0, 50, 10]])])
     scores = torch.linspace(0.9, 0.1, 102)[:, None]
-    found = PostProcess(detections_per_image=2)(scores, boxes, (100, 100))
-    assert found["boxes"][:, 0].tolist() == [0, 20]
-    assert rounds == [8, 32, 102]
+    post_process = PostProcess(detections_per_image=2)
+    easy, hard = post_process(torch.stack([scores.flip(0), scores]), torch.stack([boxes, boxes]), [(100, 100)] * 2)
+    assert easy["boxes"][:, 0].tolist() == [40, 20]
+    assert hard["boxes"][:, 0].tolist() == [0, 20]
+    assert rounds == [(2, 8), (1, 32), (1, 128)]
+
+
+def detect(post_process, scores, boxes, size):
+    """The detections of one image."""
+    return post_process(scores[None], boxes[None], [size])[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_comes_out_as_float32(dtype):
     boxes, scores = torch.tensor([[0.0, 0, 10, 10]], dtype=dtype), torch.tensor([[0.9]], dtype=dtype)
-    found = PostProcess()(scores, boxes, (20, 20))
+    found = detect(PostProcess(), scores, boxes, (20, 20))
     assert found["boxes"].dtype == found["scores"].dtype == torch.float32
     assert found["labels"].dtype == torch.int64
 
 
 def test_nothing_above_the_threshold():
-    found = PostProcess(score_threshold=0.5)(torch.full((3, 2), 0.1), torch.rand(3, 4), (20, 20))
-    assert {name: tuple(value.shape) for name, value in found.items()} == {"boxes": (0, 4), "labels": (0,), "scores": (0,)}
+    for scores in (torch.full((3, 2), 0.1), torch.zeros(0, 2)):
+        found = detect(PostProcess(score_threshold=0.5), scores, torch.rand(len(scores), 4), (20, 20))
+        assert {name: tuple(value.shape) for name, value in found.items()} == {"boxes": (0, 4), "labels": (0,), "scores": (0,)}
+
+
+def test_images_that_differ_in_nothing_but_their_number_of_boxes_may_be_filled_up():
+    """As the proposals of two-stage detectors are."""
+    boxes, scores = torch.rand(2, 9, 4) * 20, torch.rand(2, 9, 3)
+    boxes[..., 2:] += boxes[..., :2] + 1
+    scores[1, 4:] = -1
+    found = PostProcess()(scores, boxes, [(100, 100)] * 2)[1]
+    for name, value in detect(PostProcess(), scores[1, :4], boxes[1, :4], (100, 100)).items():
+        assert torch.equal(found[name], value)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.6, 1.0])
@@ -80,7 +123,7 @@ def test_a_box_for_each_class_as_torchvisions_box_head_has(threshold):
     logits, deltas = torch.randn(40, 4) * 2, torch.randn(40, 4, 4)
     (boxes,), (scores,), (labels,) = heads.postprocess_detections(logits, deltas.flatten(1), [proposals], [(100, 90)])
     decoded = Anchors(proposals[:, None]).decode(deltas[:, 1:])
-    found = PostProcess(threshold, 0.5, 15, min_size=0.01)(logits.softmax(-1)[:, 1:], decoded, (100, 90))
+    found = detect(PostProcess(threshold, 0.5, 15, min_size=0.01), logits.softmax(-1)[:, 1:], decoded, (100, 90))
     assert torch.equal(found["labels"], labels)
     torch.testing.assert_close(found["scores"], scores)
     torch.testing.assert_close(found["boxes"], boxes)
@@ -88,5 +131,5 @@ def test_a_box_for_each_class_as_torchvisions_box_head_has(threshold):
 
 def test_boxes_that_clipping_makes_too_small_are_left_out():
     boxes = torch.tensor([[0.0, 0, 10, 10], [95, 95, 120, 120], [99.5, 0, 120, 50]])
-    found = PostProcess(min_size=1.0)(torch.tensor([[0.5], [0.6], [0.7]]), boxes, (100, 100))
+    found = detect(PostProcess(min_size=1.0), torch.tensor([[0.5], [0.6], [0.7]]), boxes, (100, 100))
     assert found["boxes"].tolist() == [[95, 95, 100, 100], [0, 0, 10, 10]]

@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import torch
 from torchvision.models.detection import retinanet_resnet50_fpn, ssd300_vgg16
+from torchvision.models.detection._utils import Matcher
 
 from lit_detect import FocalLoss, HardNegativeMining, IoULoss, SmoothL1
 from lit_detect.boxes import Anchors, assign, match, match_or_ignore
@@ -72,7 +73,8 @@ def test_focal_loss_is_torchvisions_retinanets(counts):
     ours = Anchors(anchors, (1.0, 1.0, 1.0, 1.0))
     labels, boxes = assign(ours, targets, matcher)
     assert (labels == -1).any() or not any(counts)
-    matches = [matcher(ours, target["boxes"]) if len(target["boxes"]) else torch.full((500,), -1) for target in targets]
+    theirs = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+    matches = [theirs(overlaps(target["boxes"], anchors)) if len(target["boxes"]) else torch.full((500,), -1) for target in targets]
     outputs = {"bbox_regression": deltas, "cls_logits": torch.cat([torch.full((2, 500, 1), -1e4), logits], dim=2)}
     expected = head.compute_loss(targets, outputs, [anchors] * 2, matches)  # whose class 0 never occurs
     losses = FocalLoss(box_loss=SmoothL1(beta=0))(logits, deltas, ours, labels, boxes)

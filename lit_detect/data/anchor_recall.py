@@ -71,13 +71,12 @@ def overlaps_with_anchors(network: nn.Module, sizes: Sequence[tuple[int, int]], 
     if points or not isinstance(network, DenseNetwork | TwoStageNetwork):
         return None
     anchors = AnchorsBySize(network)
-    scaled: list[Tensor] = []
     by_input: dict[tuple[int, int], list[int]] = {}
     known = {size: anchors.input_sizes(size[1], size[0]) for size in set(sizes)}
-    for index, (size, of_image) in enumerate(zip(sizes, boxes, strict=True)):
-        inside, padded = known[size]
-        scaled.append(scale_boxes(of_image.float(), (size[1], size[0]), inside))
-        by_input.setdefault(padded, []).append(index)
+    for index, size in enumerate(sizes):
+        by_input.setdefault(known[size][1], []).append(index)
+    inside = [known[size][0] for size in sizes]
+    scaled = scale_boxes([of_image.float() for of_image in boxes], [(height, width) for width, height in sizes], inside)
     found = [box.new_zeros(len(box)) for box in scaled]
     for padded, images in by_input.items():
         best = best_overlaps(torch.cat([scaled[index] for index in images]), anchors.at(padded))

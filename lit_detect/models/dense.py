@@ -37,7 +37,7 @@ class DenseNetwork(nn.Module):
         backbone: normalised images to feature maps by name.
         head: list of maps to ``{"cls_logits": (N, A, K), "bbox_regression": (N, A, 4)}``, torchvision's names.
         anchors: normalised images and list of maps to `Anchors`.
-        matcher: anchors and an image's boxes to each anchor's box: see `lit_detect.boxes.match`.
+        matcher: anchors and each image's boxes to each anchor's box: see `lit_detect.boxes.match`.
         criterion: the loss, and the scores that go with it.
         post_process: picks the detections.
     """
@@ -48,7 +48,7 @@ class DenseNetwork(nn.Module):
         backbone: nn.Module,
         head: nn.Module,
         anchors: nn.Module,
-        matcher: Callable[[Anchors, Tensor], Tensor],
+        matcher: Callable[[Anchors, Tensor, Tensor], Tensor],
         criterion: Criterion,
         post_process: PostProcess,
     ) -> None:
@@ -88,9 +88,7 @@ class DenseNetwork(nn.Module):
     def detections(self, inputs: Inputs, logits: Tensor, deltas: Tensor, anchors: Anchors) -> Targets:
         """Detections of a batch, in pixels of the images as they were given."""
         with torch.autocast(logits.device.type, enabled=False):
-            scores, boxes = self.criterion.scores(logits), anchors.decode(deltas)
-            images = zip(scores, boxes, inputs.sizes, strict=True)
-            found = [self.post_process(*image, anchors.per_map) for image in images]
+            found = self.post_process(self.criterion.scores(logits), anchors.decode(deltas), inputs.sizes, anchors.per_map)
         return inputs.restore(found)
 
 

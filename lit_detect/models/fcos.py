@@ -15,7 +15,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from lit_detect.boxes import Anchors
 from lit_detect.detections import PostProcess
 from lit_detect.errors import InputError
-from lit_detect.losses import BoxLoss, Criterion, FocalLoss, IoULoss
+from lit_detect.losses import BoxLoss, Criterion, FocalLoss, IoULoss, positives
 from lit_detect.models.backbones import Backbone, resnet50
 from lit_detect.models.dense import DenseDetector, DenseNetwork, MapAnchors
 from lit_detect.models.inputs import ShortestSide
@@ -108,9 +108,9 @@ class FCOSLoss(FocalLoss):
     def forward(self, logits: Tensor, deltas: Tensor, anchors: Anchors, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         if not isinstance(anchors, Points):
             raise InputError("Expected FCOS as the detector that FCOSLoss is given to, since centerness is of points.")
-        positive = labels > 0  # (N, A)
-        count = positive.sum().clamp(min=1)
-        points, boxes = anchors[positive.nonzero()[:, 1]], boxes[positive]
+        positive = positives(labels)
+        count = (labels > 0).sum().clamp(min=1)
+        points, boxes = anchors[positive[1]], boxes[positive]
         losses = {
             "class_loss": self.class_loss(logits[..., :-1], labels),
             "box_loss": self.box_loss(deltas[positive], points, boxes),
@@ -153,7 +153,7 @@ class Points(Anchors):
         return torch.cat([centres - deltas[..., :2] * stride, centres + deltas[..., 2:] * stride], dim=-1)
 
 
-def match_points(anchors: Anchors, boxes: Tensor, radius: float) -> Tensor:
+def match_points(anchors: Anchors, boxes: Tensor, there: Tensor, radius: float) -> Tensor:
     """Match points to boxes: section 3.2, and the journal version's centre sampling.
 
     A point learns a box that it lies in, if it is within `radius` strides of the box's centre and the box's farthest edge is 4 to 8
@@ -161,22 +161,25 @@ def match_points(anchors: Anchors, boxes: Tensor, radius: float) -> Tensor:
 
     Args:
         anchors: A points.
-        boxes: ``(M, 4)`` in pixels.
+        boxes: see `match`.
+        there: see `match`.
         radius: in strides.
 
     Returns:
-        ``(A,)`` int64: each point's box, or -1 for background.
+        ``(N, A)`` int64: each point's box, or -1 for background.
     """
-    points = (anchors.boxes[:, None, :2] + anchors.boxes[:, None, 2:]) / 2  # (A, 1, 2)
-    stride = (anchors.boxes[:, 2] - anchors.boxes[:, 0])[:, None]  # (A, 1)
-    edges = torch.cat([points - boxes[:, :2], boxes[:, 2:] - points], dim=2)  # (A, M, 4)
-    near = (points - (boxes[:, :2] + boxes[:, 2:]) / 2).abs().amax(dim=2) < radius * stride
-    farthest = edges.amax(dim=2)
+    boxes = boxes[:, :, None]  # (N, M, 1, 4)
+    points = (anchors.boxes[:, :2] + anchors.boxes[:, 2:]) / 2  # (A, 2)
+    stride = anchors.boxes[:, 2] - anchors.boxes[:, 0]
+    edges = torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)  # (N, M, A, 4)
+    near = (points - (boxes[..., :2] + boxes[..., 2:]) / 2).abs().amax(dim=-1) < radius * stride
+    farthest = edges.amax(dim=-1)
     in_range = (farthest > torch.where(stride == stride.min(), 0, 4 * stride)) & (
         farthest < torch.where(stride == stride.max(), torch.inf, 8 * stride)
     )
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1).expand(len(anchors), -1)
-    smallest, match = area.masked_fill(~(near & in_range & (edges.amin(dim=2) > 0)), torch.inf).min(dim=1)
+    learns = there[:, :, None] & near & in_range & (edges.amin(dim=-1) > 0)  # (N, M, A)
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(dim=-1)
+    smallest, match = torch.where(learns, area, torch.inf).min(dim=1)
     return match.masked_fill(smallest == torch.inf, -1)
 
 

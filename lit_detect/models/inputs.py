@@ -38,13 +38,16 @@ class Inputs(NamedTuple):
             raise InputError(
                 f"Expected {len(self.sizes)} targets, one for each image, but got {'none' if targets is None else len(targets)}."
             )
-        sizes = zip(targets, self.original_sizes, self.sizes, strict=True)
-        return [{**target, "boxes": scale_boxes(target["boxes"], original, size)} for target, original, size in sizes]
+        return with_boxes(targets, scale_boxes([target["boxes"] for target in targets], self.original_sizes, self.sizes))
 
     def restore(self, detections: Targets) -> Targets:
         """Detections with their boxes moved from the network's images to the given ones."""
-        sizes = zip(detections, self.original_sizes, self.sizes, strict=True)
-        return [{**found, "boxes": scale_boxes(found["boxes"], size, original)} for found, original, size in sizes]
+        return with_boxes(detections, scale_boxes([found["boxes"] for found in detections], self.sizes, self.original_sizes))
+
+
+def with_boxes(images: Targets, boxes: Sequence[Tensor]) -> Targets:
+    """Targets or detections with other boxes."""
+    return [{**image, "boxes": own} for image, own in zip(images, boxes, strict=True)]
 
 
 class Normalize(nn.Module):

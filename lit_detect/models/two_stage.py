@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, concat_box_prediction_layers
@@ -132,10 +133,12 @@ class TwoStageNetwork(nn.Module, ABC):
         """Detections of a batch, in pixels of the images as they were given."""
         counts = [len(of_image) for of_image in proposals]
         with torch.autocast(logits.device.type, enabled=False):
-            scores = torch.split(logits.softmax(dim=-1)[:, 1:], counts)
+            scores = logits.softmax(dim=-1)[:, 1:]
             decoded = Anchors(torch.cat(proposals)[:, None]).decode(deltas)  # (P, C + 1, 4), or (P, 1, 4) for all classes
-            boxes = torch.split(decoded[:, 1:] if decoded.shape[1] > 1 else decoded[:, 0], counts)
-            found = [self.post_process(*image) for image in zip(scores, boxes, inputs.sizes, strict=True)]
+            boxes = decoded[:, 1:] if decoded.shape[1] > 1 else decoded[:, 0]
+            # images with fewer proposals than others are filled up with what scores nothing
+            padded = (pad_sequence(rows.split(counts), batch_first=True, padding_value=-1) for rows in (scores, boxes))
+            found = self.post_process(*padded, inputs.sizes)
         return inputs.restore(found)
 
 

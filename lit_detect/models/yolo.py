@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.ssd import SSDScoringHead
-from torchvision.ops import box_iou
 
-from lit_detect.boxes import MAX_LOG_SCALE, Anchors, match_best
+from lit_detect.boxes import MAX_LOG_SCALE, Anchors, match_best, overlaps
 from lit_detect.detections import PostProcess
 from lit_detect.errors import InputError
 from lit_detect.losses import Criterion, YOLOLoss
@@ -206,31 +205,32 @@ class Priors(nn.Module):
         return CellAnchors(torch.cat(boxes), per_map=[len(of_map) for of_map in boxes], strides=torch.cat(strides))
 
 
-def match_cells(anchors: CellAnchors, boxes: Tensor, ignore_threshold: float) -> Tensor:
+def match_cells(anchors: CellAnchors, boxes: Tensor, there: Tensor, ignore_threshold: float) -> Tensor:
     """Match each box to one anchor: YOLOv3, section 2.1.
 
     Of the anchors in the cells with the box's centre, the one whose shape overlaps most takes it, whatever the overlap. Of two boxes
     with the same anchor the later one takes it.
 
     Args:
-        anchors: A of them.
-        boxes: ``(M, 4)`` in pixels, M at least 1.
+        anchors: see `match`.
+        boxes: see `match`.
+        there: see `match`.
         ignore_threshold: anchors that overlap a box more than this, where they are, are left out unless they are matched, 0..1.
 
     Returns:
-        ``(A,)`` int64: each anchor's box, -1 for background, or -2 for what is left out.
+        ``(N, A)`` int64: each anchor's box, -1 for background, or -2 for what is left out.
 
     >>> anchors = Priors([[(6, 6), (9, 9)]])(torch.zeros(1, 3, 16, 16), [torch.zeros(1, 1, 1, 2)])
-    >>> match_cells(anchors, torch.tensor([[9.0, 1.0, 16.0, 8.0]]), 0.5).tolist()
-    [-1, -1, 0, -2]
+    >>> match_cells(anchors, torch.tensor([[[9.0, 1.0, 16.0, 8.0]]]), torch.tensor([[True]]), 0.5).tolist()
+    [[-1, -1, 0, -2]]
     """
     # A centre on the border counts to the last cell, and moving it to the middle of that does not change its coarser cells.
-    centres = ((boxes[:, :2] + boxes[:, 2:]) / 2).clamp(anchors.centres.amin(dim=0), anchors.centres.amax(dim=0))
+    centres = ((boxes[..., :2] + boxes[..., 2:]) / 2).clamp(anchors.centres.amin(dim=0), anchors.centres.amax(dim=0))
     cells = (anchors.centres / anchors.strides).floor()  # (A, 2)
-    inside = ((centres[:, None] / anchors.strides).floor() == cells).all(dim=-1)  # (M, A)
-    sizes = (boxes[:, 2:] - boxes[:, :2])[:, None]
+    inside = ((centres[:, :, None] / anchors.strides).floor() == cells).all(dim=-1)  # (N, M, A)
+    sizes = (boxes[..., 2:] - boxes[..., :2])[:, :, None]
     common = torch.minimum(sizes, anchors.sizes).prod(dim=-1)
-    overlaps = common / (sizes.prod(dim=-1) + anchors.sizes.prod(dim=-1) - common)
-    best = torch.where(inside, overlaps, -1).argmax(dim=1)  # (M,)
-    matches = torch.where((box_iou(boxes, anchors.boxes) > ignore_threshold).any(dim=0), -2, -1)
-    return match_best(matches, best)
+    shapes = common / (sizes.prod(dim=-1) + anchors.sizes.prod(dim=-1) - common)
+    best = torch.where(inside, shapes, -1).argmax(dim=2)  # (N, M)
+    overlapping = (overlaps(boxes, anchors.boxes) > ignore_threshold) & there[:, :, None]
+    return match_best(torch.where(overlapping.any(dim=1), -2, -1), best, there)

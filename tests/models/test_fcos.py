@@ -40,15 +40,21 @@ def test_centerness_by_hand():
     assert centerness(torch.tensor([[1.0, 2, 3, 2]])).item() == pytest.approx(math.sqrt(1 / 3))
 
 
+def matched(points, boxes, radius):
+    """The matches of one image's boxes, which has fewer than another."""
+    padded = torch.cat([boxes, points.boxes])[None]
+    return match_points(points, padded, torch.arange(padded.shape[1])[None] < len(boxes), radius)[0].tolist()
+
+
 def test_the_smallest_of_the_boxes_at_a_point_in_the_range_of_its_map():
     # one point on a map of stride 8, one on stride 16, one on stride 32; the finest and the coarsest have no limit on that side
     points = Anchors(torch.tensor([[46.0, 46, 54, 54], [42, 42, 58, 58], [34, 34, 66, 66]]))
-    assert match_points(points, torch.tensor([[30.0, 30, 70, 70], [10, 10, 90, 90]]), 1.5).tolist() == [0, -1, -1]
-    assert match_points(points, torch.tensor([[-50.0, -50, 150, 150], [-250, -250, 350, 350]]), 1.5).tolist() == [-1, 0, 1]
-    assert match_points(points, torch.tensor([[60.0, 60, 90, 90]]), 1.5).tolist() == [-1, -1, -1]  # lies in none
+    assert matched(points, torch.tensor([[30.0, 30, 70, 70], [10, 10, 90, 90]]), 1.5) == [0, -1, -1]
+    assert matched(points, torch.tensor([[-50.0, -50, 150, 150], [-250, -250, 350, 350]]), 1.5) == [-1, 0, 1]
+    assert matched(points, torch.tensor([[60.0, 60, 90, 90]]), 1.5) == [-1, -1, -1]  # lies in none
     aside = torch.tensor([[45.0, 45, 105, 105]])  # the point lies in it, 25 pixels from its centre: over 1.5 strides of 8
-    assert match_points(points, aside, 1.5).tolist() == [-1, -1, -1]
-    assert match_points(points, aside, 10).tolist() == [0, -1, -1]
+    assert matched(points, aside, 1.5) == [-1, -1, -1]
+    assert matched(points, aside, 10) == [0, -1, -1]
 
 
 def test_a_criterion_without_centerness_leaves_it_out():

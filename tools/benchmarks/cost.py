@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_detect import RFCN, SSD, Anchors, Detector, FasterRCNN, TorchvisionBackbone
-from lit_detect.boxes import match_above
+from lit_detect import RFCN, SSD, Detector, FasterRCNN, TorchvisionBackbone
+from lit_detect.boxes import overlaps
 
 CLASSES = [f"class {number}" for number in range(20)]
 SIZE = 320
@@ -77,7 +77,7 @@ def with_objects(network: Any, count: int, images: Tensor) -> Callable[[], Any]:
     two_stage = hasattr(network, "rpn")
 
     def scored(anchors: Tensor) -> Tensor:
-        found = match_above(Anchors(anchors), boxes, 0.5) >= 0
+        found = (overlaps(boxes[None], anchors)[0] >= 0.5).any(dim=0)
         return torch.where(found, 3.0, -9.0) + 0.01 * torch.rand(len(anchors), generator=generator)
 
     def plant_rpn(module: nn.Module, args: tuple[list[Tensor]], output: tuple[list[Tensor], list[Tensor]]) -> Any:

@@ -61,7 +61,7 @@ def measure(kind: Kind, classes: int, background: float, rounds: int) -> dict[st
 
     def ours() -> list[dict[str, Tensor]]:
         scores, boxes = logits.softmax(dim=-1)[..., 1:], Anchors(anchors).decode(deltas)
-        return [kind.post_process(*image) for image in zip(scores, boxes, sizes, strict=True)]
+        return kind.post_process(scores, boxes, sizes)
 
     for expected, found in zip(theirs(), ours(), strict=True):
         for name in ("labels", "scores", "boxes"):
