@@ -204,8 +204,8 @@ def assign(
     boxes, labels = (pad_sequence([target[name] for target in targets], batch_first=True) for name in ("boxes", "labels"))
     # a row more than there are boxes, so that there is one; its label is 0, as where an image has fewer than others
     boxes, labels = F.pad(boxes, (0, 0, 0, 1)).to(anchors.boxes), F.pad(labels, (0, 1)).to(anchors.boxes.device, torch.int64)
-    at_once = max(1, MAX_OVERLAPS // (boxes.shape[1] * len(anchors)))
-    chunks = [matcher(anchors, *chunk) for chunk in zip(boxes.split(at_once), (labels > 0).split(at_once), strict=True)]
+    at_once = max(1, MAX_OVERLAPS // max(1, boxes.shape[1] * len(anchors)))
+    chunks = [matcher(anchors, *chunk) for chunk in zip(torch.split(boxes, at_once), torch.split(labels > 0, at_once), strict=True)]
     matches = torch.cat(chunks)
     found = labels.gather(1, matches.clamp(min=0))
     found = torch.where(matches >= 0, found, torch.where(matches == -1, 0, -1))
@@ -223,4 +223,4 @@ def scale_boxes(boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]], new_s
     counts = [len(of_image) for of_image in boxes]
     factors = [(new[1] / old[1], new[0] / old[0]) * 2 for old, new in zip(sizes, new_sizes, strict=True)]
     of_box = torch.tensor(factors, dtype=boxes[0].dtype).repeat_interleave(torch.tensor(counts), dim=0)
-    return list((torch.cat(list(boxes)) * of_box.to(boxes[0].device, non_blocking=True)).split(counts))
+    return list(torch.split(torch.cat(list(boxes)) * of_box.to(boxes[0].device, non_blocking=True), counts))

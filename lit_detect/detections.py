@@ -26,7 +26,8 @@ class Candidates(NamedTuple):
     label: Tensor
     score: Tensor
 
-    def __getitem__(self, index: Tensor) -> "Candidates":  # type: ignore[override]
+    def pick(self, index: Tensor) -> "Candidates":
+        """Some of them."""
         return Candidates(*(column[index] for column in self))
 
 
@@ -100,7 +101,7 @@ class PostProcess:
         apart = corners.double() + ((1 + max(map(max, sizes))) * entering.label)[:, None]
         columns = (apart, corners, entering.label + 1, entering.score)
         detections = []
-        for place, *values in zip(*(column.split(counts) for column in columns), strict=True):
+        for place, *values in zip(*(torch.split(column, counts) for column in columns), strict=True):
             keep = nms(place, values[-1].double(), self.nms_threshold)[: self.detections_per_image]
             detections.append({name: value[keep] for name, value in zip(("boxes", "labels", "scores"), values, strict=True)})
         return detections, [count < enough for count in seen]
@@ -111,21 +112,21 @@ class PostProcess:
         Equal ones are in torchvision's order: class by class, or box by box.
         """
         rows, classes = scores.flatten(1), scores.shape[2]  # (N, A C)
-        of_maps = [rows] if self.candidates_per_map is None else rows.split([count * classes for count in per_map], dim=1)
+        of_maps = [rows] if self.candidates_per_map is None else torch.split(rows, [count * classes for count in per_map], dim=1)
         limit = enough if self.candidates_per_map is None else self.candidates_per_map
         least = [of_map.topk(min(limit, of_map.shape[1])).values[:, -1:] for of_map in of_maps]
         passing = torch.cat([of_map >= score for of_map, score in zip(of_maps, least, strict=True)], dim=1) & (rows > self.score_threshold)
         image, place = passing.nonzero(as_tuple=True)
         found = Candidates(image, place // classes, place % classes, rows[image, place])
         if self.candidates_per_class is not None:
-            found = found[found.label.argsort(stable=True)]
-        found = found[found.score.argsort(descending=True, stable=True)]
-        found = found[found.image.argsort(stable=True)]
+            found = found.pick(found.label.argsort(stable=True))
+        found = found.pick(found.score.argsort(descending=True, stable=True))
+        found = found.pick(found.image.argsort(stable=True))
         if self.candidates_per_map is None:
             return found
         ends = torch.tensor(per_map).cumsum(dim=0).to(scores.device, non_blocking=True)
         map_of_image = found.image * len(per_map) + torch.bucketize(found.box, ends, right=True)
-        return found[(rank(map_of_image) < self.candidates_per_map).nonzero().flatten()]
+        return found.pick((rank(map_of_image) < self.candidates_per_map).nonzero().flatten())
 
     def entering(self, candidates: Candidates, boxes: Tensor, sizes: Sequence[tuple[int, int]], enough: int) -> tuple[Candidates, Tensor]:
         """The candidates that enter non-maximum suppression, and their boxes ``(T, 4)``, clipped to the image."""
@@ -139,7 +140,7 @@ class PostProcess:
         if self.min_size > 0:
             enters &= (corners[:, 2:] - corners[:, :2] >= self.min_size).all(dim=1)
         places = enters.nonzero().flatten()
-        return candidates[places], corners[places]
+        return candidates.pick(places), corners[places]
 
 
 def rank(groups: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 from typing import Any, Literal
 
 import torch
@@ -73,6 +74,8 @@ class Detector(LightningModule):
         warmup_start: the factor it starts from, above 0, at most 1.
         backbone_lr_factor: learning rate of the backbone relative to the rest.
         decay_norms: apply weight decay to norms and biases too.
+        compile: compile the parts that the network names in `compiled` (backbone, neck and heads) by `torch.compile`: the first steps
+            take a minute or more, the others less time.
 
     Raises:
         InputError: no class, or two of one name.
@@ -95,6 +98,7 @@ class Detector(LightningModule):
         warmup_start: float = 0.001,
         backbone_lr_factor: float = 1.0,
         decay_norms: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if not classes or len(set(classes)) < len(classes):
@@ -112,6 +116,7 @@ class Detector(LightningModule):
         self.backbone_lr_factor, self.decay_norms = backbone_lr_factor, decay_norms
         self.val_metric = COCOMeanAveragePrecision(self.classes)
         self.test_metric = COCOMeanAveragePrecision(self.classes)
+        self.compiles, self._is_compiled = compile, False
         self._weights_are_loaded = False
         self.register_load_state_dict_post_hook(remember_weights)  # type: ignore[no-untyped-call]
 
@@ -161,6 +166,25 @@ class Detector(LightningModule):
                 f"Expected data with the model's {len(self.classes)} classes {self.classes} but it has {len(found)}: {list(found)}."
             )
         self.network.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, and what mixed precision wants on a GPU
+        if self.compiles and not self._is_compiled:
+            self.compile_network()
+
+    def compile_network(self) -> None:
+        """Compile the parts of the network that it names in `compiled`, a dict from a part to whether its inputs vary in size.
+
+        The rest works on what differs from batch to batch, such as targets and proposals.
+
+        Raises:
+            InputError: the network names none.
+        """
+        parts: dict[str, bool | None] = getattr(self.network, "compiled", {})
+        if not parts:
+            raise InputError(f"Expected a network with parts to compile but {type(self.network).__name__} has no `compiled`.")
+        for name, dynamic in parts.items():
+            part = attrgetter(name)(self.network)
+            if isinstance(part, nn.Module):  # layers of the backbone's that serve as the box head are not
+                part.compile(fullgraph=True, dynamic=dynamic)
+        self._is_compiled = True
 
     def on_fit_start(self) -> None:
         """Load the weights to start from where a training starts afresh; a checkpoint to resume from is loaded by now."""

@@ -1,6 +1,7 @@
 """What every detector owes its users, whatever its architecture."""
 
 import copy
+from functools import partialmethod
 
 import pytest
 import torch
@@ -137,3 +138,24 @@ def test_the_networks_copy_has_its_own_weights(build):
         (found,) = copied(images)
     assert len(found["boxes"])
     assert found["scores"].isfinite().all()
+
+
+def test_compiled_parts_have_no_graph_break_and_are_not_compiled_again(build, monkeypatch):
+    """Captured as they are for the real compiler, but run as they were: the same losses, also for another batch of the same size."""
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    detector = build()
+    network = detector.network.train()
+    plain = copy.deepcopy(network)
+    torch._dynamo.reset()
+    detector.compile_network()
+    for index, counts in enumerate(([2, 3], [5, 0])):
+        images, targets = random_batch([(96, 96)] * 2, counts)
+        with torch._dynamo.config.patch(error_on_recompile=index > 0):
+            torch.manual_seed(0)
+            losses = network(torch.stack(images), targets)
+            sum(losses.values()).backward()
+        torch.manual_seed(0)
+        expected = plain(torch.stack(images), targets)
+        for name, loss in expected.items():
+            torch.testing.assert_close(losses[name], loss)
+    assert list(network.state_dict()) == list(plain.state_dict())

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -229,3 +231,16 @@ def test_a_part_that_forgets_its_arguments_is_named():
 
     with pytest.raises(InputError, match=r"Forgetful to keep its constructor arguments as attributes.*depth"):
         SSD(CLASSES, size=96, backbone=Forgetful())
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_ends_with_a_checkpoint_that_any_run_loads(tmp_path):
+    detector = build(compile=True)
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(detector, loader())
+    run.save_checkpoint(tmp_path / "compiled.ckpt")
+    loaded = SSD.load_from_checkpoint(tmp_path / "compiled.ckpt").eval()
+    images, _ = random_batch([(96, 96)], [0])
+    with torch.no_grad():
+        (found,), (expected,) = loaded(images), detector.eval()(images)
+    torch.testing.assert_close(found["scores"], expected["scores"], rtol=1e-3, atol=1e-4)

@@ -6,7 +6,7 @@ import logging
 import math
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import albumentations as A
@@ -226,6 +226,25 @@ class TargetList(list[dict[str, Tensor]]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return tensors, ([{name: value.numpy() for name, value in target.items()} for target in self],)
+
+    def pin_memory(self) -> TargetList:
+        """In memory that a GPU reads by itself; `DataLoader` calls this."""
+        return self._together(Tensor.pin_memory)
+
+    def to(self, device: Any, non_blocking: bool = False) -> TargetList:
+        """On a device; Lightning calls this."""
+        return self._together(lambda values: values.to(device, non_blocking=non_blocking))
+
+    def _together(self, move: Callable[[Tensor], Tensor]) -> TargetList:
+        """Move each field of all images in one piece, where tensor by tensor would take a GPU hundreds of copies a batch."""
+        moved = TargetList({} for _ in self)
+        for name in {name: None for target in self for name in target}:
+            having = [index for index, target in enumerate(self) if name in target]
+            values = [self[index][name] for index in having]
+            parts = torch.split(move(torch.cat([value.flatten() for value in values])), [value.numel() for value in values])
+            for index, value, part in zip(having, values, parts, strict=True):
+                moved[index][name] = part.view(value.shape)
+        return moved
 
 
 def tensors(targets: list[Fields]) -> TargetList:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class DenseNetwork(nn.Module):
         criterion: the loss, and the scores that go with it.
         post_process: picks the detections.
     """
+
+    compiled: ClassVar = {"backbone": None, "head": None}
 
     def __init__(
         self,

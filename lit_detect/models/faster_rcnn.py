@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +145,8 @@ class PooledNetwork(TwoStageNetwork):
         box_predictor: these to logits ``(P, C + 1)`` and offsets ``(P, 4 (C + 1))``.
         **parts: see `TwoStageNetwork`.
     """
+
+    compiled: ClassVar = {**TwoStageNetwork.compiled, "box_head": True, "box_predictor": True}
 
     def __init__(self, roi_pool: nn.Module, box_head: Callable[[Tensor], Tensor], box_predictor: nn.Module, **parts: Any) -> None:
         super().__init__(**parts)

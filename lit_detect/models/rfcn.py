@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +163,8 @@ class PositionSensitiveNetwork(TwoStageNetwork):
         maps: of the last feature map.
         **parts: see `TwoStageNetwork`.
     """
+
+    compiled: ClassVar = {**TwoStageNetwork.compiled, "maps": None}
 
     def __init__(self, maps: PositionSensitiveMaps, **parts: Any) -> None:
         super().__init__(**parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,8 @@ class TwoStageNetwork(nn.Module, ABC):
         box_loss: of the positive proposals.
         post_process: picks the detections.
     """
+
+    compiled: ClassVar[dict[str, bool | None]] = {"backbone": None, "rpn.head": None}
 
     def __init__(
         self,
@@ -137,8 +140,8 @@ class TwoStageNetwork(nn.Module, ABC):
             decoded = Anchors(torch.cat(proposals)[:, None]).decode(deltas)  # (P, C + 1, 4), or (P, 1, 4) for all classes
             boxes = decoded[:, 1:] if decoded.shape[1] > 1 else decoded[:, 0]
             # images with fewer proposals than others are filled up with what scores nothing
-            padded = (pad_sequence(rows.split(counts), batch_first=True, padding_value=-1) for rows in (scores, boxes))
-            found = self.post_process(*padded, inputs.sizes)
+            scores, boxes = (pad_sequence(list(torch.split(rows, counts)), batch_first=True, padding_value=-1) for rows in (scores, boxes))
+            found = self.post_process(scores, boxes, inputs.sizes)
         return inputs.restore(found)
 
 

@@ -3,9 +3,10 @@ from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from lit_detect import COCODetection, DetectionDataModule, InputError, VOCDetection
-from lit_detect.data.feed import Feed, collate
+from lit_detect.data.feed import Feed, TargetList, collate
 
 CLASSES = ["cat", "dog", "horse"]
 
@@ -124,3 +125,24 @@ def test_predict_reads_a_folder_and_skips_what_it_cannot_read(voc_root, caplog):
     assert "image1.jpg" in caplog.text
     with pytest.raises(InputError, match=r"Expected images to predict on in .*Main but found none"):
         DetectionDataModule(predict=str(voc_root / "ImageSets" / "Main")).setup("predict")
+
+
+def test_a_batchs_targets_move_field_by_field(monkeypatch):
+    """Also where one has a field that others do not, and where there is no box."""
+    targets = TargetList(
+        [
+            {"boxes": torch.rand(2, 4), "labels": torch.tensor([3, 1]), "image_id": torch.tensor(7)},
+            {"boxes": torch.rand(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "image_id": torch.tensor(9), "area": torch.rand(0)},
+            {"boxes": torch.rand(1, 4), "labels": torch.tensor([2]), "image_id": torch.tensor(8), "area": torch.rand(1)},
+        ]
+    )
+    copies = []
+    real = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **kwargs: copies.append(args) or real(self, *args, **kwargs))
+    moved = move_data_to_device(targets, torch.device("cpu"))
+    assert len(copies) == 4
+    assert isinstance(moved, TargetList)
+    for before, after in zip(targets, moved, strict=True):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) and before[name].shape == after[name].shape for name in before)
+    assert move_data_to_device(targets, torch.device("meta"))[0]["boxes"].is_meta
