@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
@@ -133,3 +134,28 @@ def test_boxes_that_clipping_makes_too_small_are_left_out():
     boxes = torch.tensor([[0.0, 0, 10, 10], [95, 95, 120, 120], [99.5, 0, 120, 50]])
     found = detect(PostProcess(min_size=1.0), torch.tensor([[0.5], [0.6], [0.7]]), boxes, (100, 100))
     assert found["boxes"].tolist() == [[95, 95, 100, 100], [0, 0, 10, 10]]
+
+
+class Waits(TorchDispatchMode):
+    """How often a GPU would be asked for a number, or for how many there are, and the processor would wait for it."""
+
+    ASKING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "torchvision::nms")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function.name().split(".")[0] in self.ASKING
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("images", [1, 4, 16])
+@pytest.mark.parametrize("limits", [{"candidates_per_class": 50}, {"candidates_per_map": 100}, {"min_size": 1.0}])
+def test_a_gpu_is_waited_for_once_an_image_and_four_times_a_batch(images, limits):
+    scores, corner = torch.rand(images, 300, 20), torch.rand(images, 300, 2) * 200
+    boxes = torch.cat([corner, corner + 30], dim=2)
+    with Waits() as waits:
+        PostProcess(detections_per_image=10, **limits)(scores, boxes, [(230, 230)] * images, [200, 100])
+    # the numbers of candidates come to the processor in one piece, and each of them is then no wait
+    assert images < waits.count <= images + 4

@@ -3,9 +3,11 @@
     python tools/benchmarks/train_step.py --json train_step.json
     python tools/benchmarks/train_step.py --device cuda --precision bf16 --batch 32 --detectors SSD300
     python tools/benchmarks/train_step.py --growth
+    python tools/benchmarks/train_step.py --inference
 
 Both have the same weights, images and targets, of 90 classes, and give the same losses, which is checked first. The floor of a one-stage
-detector is the forward and backward pass of its extractor and heads. The optimizer is left out, which costs all the same.
+detector is the forward and backward pass of its extractor and heads. The optimizer is left out, which costs all the same. With
+--inference detections are timed in place of steps.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,12 +28,14 @@ from torchvision.models.detection import RetinaNet as TheirRetinaNet
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-from turns import machine, medians, ratio, take_turns
+from turns import machine, medians, ratio, take_turns, wait
 
 from lit_detect import SSD, Detector, FasterRCNN, RetinaNet, SSDLite, TorchvisionBackbone
 from lit_detect.models.dense import DenseNetwork
 from lit_detect.models.weights import start_from
 
+# What asks a GPU for a number, or for how many there are.
+WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2", "torchvision::nms")
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16, "16": torch.float16}
 
 
@@ -112,7 +117,11 @@ class Steps:
         if arguments.compile:
             detector.compile_network()
         self.runs: dict[str, Callable[[], None]] = {"torchvision": self.their_step, "lit_detect": self.step}
-        if isinstance(self.ours, DenseNetwork):
+        if arguments.inference:
+            self.theirs.eval()
+            self.ours.eval()
+            self.runs = {"torchvision": self.their_detections, "lit_detect": self.detections}
+        elif isinstance(self.ours, DenseNetwork):
             with torch.no_grad():
                 self.normalised = self.ours.inputs(self.images).images
             self.runs["floor"] = self.floor
@@ -137,18 +146,31 @@ class Steps:
                 totals.append(float(sum(losses().values())))
         assert abs(totals[0] - totals[1]) <= tolerance * totals[0], totals
 
+    def precision(self) -> torch.autocast:
+        return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
+
+    @torch.inference_mode()
+    def their_detections(self) -> None:
+        with self.precision():
+            self.theirs(self.floats)
+
+    @torch.inference_mode()
+    def detections(self) -> None:
+        with self.precision():
+            self.ours(self.images)
+
     def their_step(self) -> None:
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+        with self.precision():
             losses = self.their_losses()
         sum(losses.values()).backward()  # type: ignore[union-attr]
 
     def step(self) -> None:
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+        with self.precision():
             losses = self.ours(self.images, self.targets)
         sum(losses.values()).backward()
 
     def floor(self) -> None:
-        with torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32):
+        with self.precision():
             logits, deltas, _ = self.ours.predict(self.normalised)
         torch.autograd.backward([logits, deltas], [torch.ones_like(logits), torch.ones_like(deltas)])
 
@@ -178,9 +200,29 @@ def measure(name: str, arguments: argparse.Namespace, batch: int | None = None, 
         row |= {"ours_over_floor": ratio(times, "lit_detect", "floor"), "torchvision_over_floor": ratio(times, "torchvision", "floor")}
     if arguments.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        steps.step()
+        steps.runs["lit_detect"]()
         row["memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+    if arguments.profile:
+        row["profile"] = {run: profile(step, arguments.device) for run, step in steps.runs.items()}
     return row
+
+
+def profile(step: Callable[[], None], device: str) -> dict[str, float]:
+    """What a step makes a GPU do: kernels started, waits of the processor for it, and the share of the time in which it does nothing."""
+    wait(device)
+    with torch.profiler.profile() as profiler:
+        start = time.perf_counter()
+        step()
+        wait(device)
+        took = 1e6 * (time.perf_counter() - start)
+    events = profiler.events()
+    busy = sum(event.device_time_total for event in events if event.device_type == torch.autograd.DeviceType.CUDA)
+    names = [event.name for event in events]
+    return {
+        "kernels": sum(name.startswith(("cudaLaunchKernel", "cuLaunchKernel")) for name in names),
+        "waits": sum(name in WAITS for name in names),
+        "idle": max(0.0, 1 - busy / took),
+    }
 
 
 COLUMNS = {
@@ -208,6 +250,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images a step; by default what suits a CPU")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--inference", action="store_true", help="detections in place of training steps")
+    parser.add_argument("--profile", action="store_true", help="count kernels and waits of a step, for the JSON")
     parser.add_argument("--growth", action="store_true", help="SSDLite320 against batch size, boxes an image and classes")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     arguments = parser.parse_args()
