@@ -37,7 +37,6 @@ NAMES = {  # what the package gives, by the modules that have it; a module is im
     "visualize": ["draw_detections"],
 }
 HOMES = {name: f"lit_detect.{module}" for module, names in NAMES.items() for name in names}
-__all__ = ["__version__", *HOMES]
 
 if TYPE_CHECKING:  # the same, for editors and type checkers
     from lit_detect.boxes import Anchors as Anchors
@@ -91,13 +90,16 @@ if TYPE_CHECKING:  # the same, for editors and type checkers
     from lit_detect.models.yolo import YOLOv3 as YOLOv3
     from lit_detect.visualize import draw_detections as draw_detections
 else:
+    __all__ = ["__version__", *HOMES]
 
     def __getattr__(name: str) -> Any:
         if name not in HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name in ("Detector", "DetectionDataModule"):  # YAML gives their kinds and parts by short names of classes that are imported
+            for module in HOMES.values():
+                import_module(module)
         value = globals()[name] = getattr(import_module(HOMES[name]), name)
         return value
 
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

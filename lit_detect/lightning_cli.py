@@ -11,17 +11,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_detect
+from lit_detect import DetectionDataModule, Detector
 from lit_detect.callbacks import DetectionPictures, PredictionWriter, ResultsTable
-from lit_detect.data.datamodule import DetectionDataModule
 from lit_detect.data.presets import RESIZING_PRESETS
 from lit_detect.data.yolo import read_yaml
-from lit_detect.detector import Detector
 from lit_detect.errors import InputError
 
 __all__ = ["DetectionCLI", "read_config"]
-
-for public in lit_detect.__all__:  # `class_path: SSD` is found among the classes that are imported
-    getattr(lit_detect, public)
 
 
 class DetectionCLI(LightningCLI):

@@ -51,9 +51,11 @@ def test_an_unknown_verb_is_named_at_once():
     assert " lightning" not in done.stderr
 
 
-def test_the_command_line_imports_every_module_with_public_names():
-    code = "import lit_detect.lightning_cli, lit_detect, sys; assert {*lit_detect.HOMES.values()} <= {*sys.modules}"
-    assert "lightning" in imported(code)  # so that a class_path may be a short name
+@pytest.mark.parametrize("name", ["Detector", "DetectionDataModule"])
+def test_what_is_chosen_by_name_is_imported_with_what_takes_it(name):
+    """Short names in YAML are looked for among the classes that are imported."""
+    code = f"import lit_detect, sys; lit_detect.{name}; assert {{*lit_detect.HOMES.values()}} <= {{*sys.modules}}"
+    assert "lightning" in imported(code)
 
 
 def test_public_names_are_those_of_their_modules():
