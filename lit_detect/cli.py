@@ -1,35 +1,31 @@
-"""The command line: ``python -m lit_detect {fit,validate,test,predict} --config FILE``, and verbs for data: ``audit``, ``convert``."""
+"""The command line: ``python -m lit_detect VERB``. What a verb needs is imported once it is asked for."""
 
 from __future__ import annotations
 
+import argparse
 import importlib
-import pickle
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from jsonargparse import ArgumentError, Namespace, auto_cli
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-
 import lit_detect
-from lit_detect.callbacks import DetectionPictures, PredictionWriter, ResultsTable
-from lit_detect.data import DetectionDataModule
-from lit_detect.data.presets import RESIZING_PRESETS
-from lit_detect.data.yolo import read_yaml
-from lit_detect.detector import Detector
 from lit_detect.errors import InputError
 
-__all__ = ["DetectionCLI", "main", "read_config"]
+__all__ = ["main"]
 
 PACKAGE = Path(lit_detect.__file__).parent
 # in a wheel the configs lie inside the package, in a checkout beside it
 CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), None)
 
-EPILOG = "For data there are also `lit-detect audit` and `lit-detect convert`, each with a --help of its own."
+SUMMARIES = {
+    "fit": "train a detector, and evaluate its best checkpoint",
+    "validate": "evaluate a checkpoint on the validation set",
+    "test": "evaluate a checkpoint on the test set",
+    "predict": "find objects in images, and write and draw them",
+    "audit": "say what is in a data set, and what is wrong with it",
+    "convert": "write a data set in VOC's or COCO's format",
+}
 VERBS = {"audit": "lit_detect.data.audit", "convert": "lit_detect.data.convert"}  # beside Lightning's; each is a function of that module
 
 HARMLESS = (
@@ -41,128 +37,6 @@ HARMLESS = (
     ".*treespec, LeafSpec",  # Lightning's own use of torch
     "(?s).*instantiate_classes`` was deprecated",  # Lightning's own use of jsonargparse
 )
-
-
-class DetectionCLI(LightningCLI):
-    """Lightning's command line with the data's classes flowing to the model, and results at the end of a run."""
-
-    def __init__(self, args: ArgsType = None) -> None:
-        super().__init__(
-            Detector,
-            DetectionDataModule,
-            subclass_mode_model=True,
-            save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [ResultsTable()]},
-            auto_configure_optimizers=False,
-            seed_everything_default=0,
-            parser_kwargs={"prog": "lit-detect", "description": lit_detect.__doc__, "epilog": EPILOG},
-            args=args,
-        )
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        link_classes(parser)
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.monitor": "val/map",
-                "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
-                "checkpoint.filename": "best",
-                "checkpoint.enable_version_counter": False,
-            }
-        )
-        parser.add_lightning_class_args(DetectionPictures, "pictures")
-        parser.add_lightning_class_args(PredictionWriter, "predictions")
-
-    def _parse_ckpt_path(self) -> None:
-        """Leave the configuration as it is.
-
-        Lightning 2.6 lets a checkpoint's hyper-parameters replace what was asked for: a score threshold for a test is silently ignored.
-        """
-
-    def before_instantiate_classes(self) -> None:
-        """Settings that depend on other settings."""
-        config = self.config[self.subcommand]
-        follow_the_model(config)
-        if config.get("weights_only") is None:
-            config.weights_only = True  # a checkpoint is data: code pickled into one is refused
-        for name in ("verbose", "return_predictions"):  # our callbacks print the results, and write what is predicted
-            if name in config:
-                config[name] = False
-        if config.data.val is None and config.checkpoint.monitor == "val/map":  # no AP to choose checkpoints by: keep the last
-            config.checkpoint.monitor, config.checkpoint.filename, config.checkpoint.save_last = None, "last", None
-        path = config.get("ckpt_path")
-        if path is None and self.subcommand != "fit":
-            raise InputError(f"Expected a checkpoint to {self.subcommand} but got none: give --ckpt_path.")
-        if path not in (None, "last", "best", "hpc", "registry"):
-            self._take_classes(config, Path(path))
-            if config.checkpoint.dirpath is None and self.subcommand == "fit":
-                config.checkpoint.dirpath = str(Path(path).parent)  # a resumed run goes on choosing among its checkpoints
-
-    def _take_classes(self, config: Namespace, path: Path) -> None:
-        """A checkpoint's classes go before the data's, so that the data need not be there to predict."""
-        if not path.is_file():
-            raise InputError(f"Expected a checkpoint at {path} but there is no such file.")
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise InputError(f"Expected a checkpoint of plain data but {path} is damaged or holds code, which is not run.") from error
-        if config.data.classes is None and "classes" in saved:
-            config.data.classes, config.data.category_ids = list(saved["classes"]), list(saved["category_ids"])
-
-    def after_fit(self) -> None:
-        """Evaluate the best checkpoint, so that a training ends with its results."""
-        checkpoint = self.trainer.checkpoint_callback
-        if self.datamodule.splits["val"] is not None and isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
-            self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False, weights_only=True)
-
-
-def link_classes(parser: LightningArgumentParser) -> None:
-    """The data tells the model its classes."""
-    for name in ("classes", "category_ids"):
-        parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
-
-
-def follow_the_model(config: Namespace) -> None:
-    """Training images are made in the network's size, and a network leaves sizes alone that a preset draws."""
-    arguments = config.model.init_args
-    if config.data.image_size is None and "size" in arguments:
-        config.data.image_size = arguments.size
-    if config.data.transforms in RESIZING_PRESETS and "train_min_sizes" in arguments and arguments.train_min_sizes is None:
-        arguments.train_min_sizes = []
-
-
-def read_config(path: Path | str, with_model: bool = True) -> tuple[DetectionDataModule, Detector | None]:
-    """The data and the model of a training's config, without the trainer.
-
-    Args:
-        path: a YAML file with ``data``, and with ``model`` unless None is to be returned for it.
-        with_model: build the model too, which reads the classes from the data.
-
-    Raises:
-        InputError: the file has no data, or what it has cannot be understood.
-    """
-    content = read_yaml(Path(path))
-    if not isinstance(content.get("data"), dict):
-        raise InputError(f"Expected a training config with data in {path}.")
-    parts = {key: content[key] for key in ("data", "model") if key in content}
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_lightning_class_args(DetectionDataModule, "data")
-    if "model" in parts:
-        parser.add_lightning_class_args(Detector, "model", subclass_mode=True)
-        link_classes(parser)
-    try:
-        config = parser.parse_object(parts)
-    except ArgumentError as error:
-        raise InputError(f"Expected a training config in {path} but: {error}") from error
-    if "model" in parts:
-        follow_the_model(config)
-    if not with_model:  # by a parser of its own, since links would build what they start from
-        for_data = LightningArgumentParser()
-        for_data.add_lightning_class_args(DetectionDataModule, "data")
-        return for_data.instantiate_classes(Namespace(data=config.data)).data, None  # type: ignore[no-untyped-call]
-    made = parser.instantiate_classes(config)
-    return made.data, made.get("model")
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
@@ -183,13 +57,15 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         for message in HARMLESS:
             warnings.filterwarnings("ignore", message)
-        if arguments and arguments[0] in VERBS:
-            verb = arguments[0]
-            function = getattr(importlib.import_module(VERBS[verb]), verb)
-            auto_cli(function, args=arguments[1:], as_positional=False, prog=f"lit-detect {verb}")
+        if not arguments or arguments[0] in ("-h", "--help", "--version") or not arguments[0].startswith("-"):
+            overview().parse_args(arguments[:1])  # ends here unless it is a verb
+        if arguments[0] in VERBS:
+            run(arguments[0], arguments[1:])
             return
         # sys.argv and not args, which Lightning takes for a call from Python; ranks that it starts run the same command again
         sys.argv[1:] = arguments
+        from lit_detect.lightning_cli import DetectionCLI  # takes seconds, which the other verbs and --help need not wait for
+
         DetectionCLI()
     except Exception as error:
         sentence = mendable(error)
@@ -198,10 +74,29 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(f"lit-detect: error: {sentence}")
 
 
+def overview() -> argparse.ArgumentParser:
+    """What is understood at the command line's beginning: a verb, or a question about it."""
+    parser = argparse.ArgumentParser("lit-detect", description=lit_detect.__doc__, epilog="Each verb has a --help of its own.")
+    parser.add_argument("--version", action="version", version=lit_detect.__version__)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for verb, summary in SUMMARIES.items():
+        verbs.add_parser(verb, help=summary)
+    return parser
+
+
+def run(verb: str, args: list[str]) -> None:
+    """Run a verb that is not Lightning's."""
+    from jsonargparse import auto_cli
+
+    function = getattr(importlib.import_module(VERBS[verb]), verb)
+    auto_cli(function, args=args, as_positional=False, prog=f"lit-detect {verb}")
+
+
 def mendable(error: BaseException | None) -> str | None:
     """The message of an error that the user can mend, or of one that caused it; None for any other."""
     while error is not None:  # jsonargparse wraps what a constructor raises
-        if isinstance(error, InputError | MisconfigurationException):
+        # Lightning's exception by its name, since to import it is to import Lightning
+        if isinstance(error, InputError) or type(error).__name__ == "MisconfigurationException":
             return str(error).rpartition("InputError: ")[2].strip()  # from a worker process it comes inside of a traceback
         error = error.__cause__ or error.__context__
     return None

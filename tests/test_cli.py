@@ -11,8 +11,9 @@ import yaml
 
 import lit_detect
 from lit_detect import SSD
-from lit_detect.cli import CONFIGS, find_configs, main
+from lit_detect.cli import CONFIGS, SUMMARIES, VERBS, find_configs, main
 from lit_detect.data.digits import write_digits
+from lit_detect.lightning_cli import DetectionCLI
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +205,22 @@ def test_shipped_configs_are_found_by_name_where_no_such_file_is_here(tmp_path, 
     assert find_configs(["fit", "--config", "quickstart.yaml"]) == ["fit", "--config", "quickstart.yaml"]
 
 
+def test_help_lists_every_verb(capsys):
+    assert SUMMARIES.keys() == {*DetectionCLI.subcommands(), *VERBS}
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    assert exit.value.code == 0
+    out = capsys.readouterr().out
+    for verb, summary in SUMMARIES.items():
+        assert f"    {verb:<9} {summary}\n" in out
+
+
+def test_the_version_is_told(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == lit_detect.__version__
+
+
 def test_help_explains():
     done = subprocess.run([sys.executable, "-m", "lit_detect", "fit", "--help"], capture_output=True, text=True, check=True)
     for text in ("--data.batch_size", "images a step on each device", "--model", "--checkpoint.monitor", "--pictures.images"):
@@ -211,4 +228,3 @@ def test_help_explains():
     done = subprocess.run([sys.executable, "-m", "lit_detect", "fit", "--model.help", "SSD"], capture_output=True, text=True, check=True)
     for text in ("side of the square input in pixels", "--model.warmup_steps", "--model.score_threshold"):
         assert text in done.stdout
-    assert lit_detect.__version__

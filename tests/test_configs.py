@@ -10,8 +10,9 @@ from torch import nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights
 
 from lit_detect import DetectionDataModule, Detector, OneCycle
-from lit_detect.cli import CONFIGS, follow_the_model
+from lit_detect.cli import CONFIGS
 from lit_detect.data.transforms import compose
+from lit_detect.lightning_cli import follow_the_model
 from tests.conftest import random_batch
 
 FILES = sorted(CONFIGS.glob("*.yaml"))

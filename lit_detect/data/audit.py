@@ -31,13 +31,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 
 import lit_detect
-from lit_detect.data.anchor_recall import overlaps_with_anchors
 from lit_detect.data.audit_page import draw_page
 from lit_detect.data.audit_reading import Boxes, FileCheck, SplitContents, check_file, merge, parts_of, unlisted
 from lit_detect.data.audit_tables import print_tables
@@ -141,12 +138,13 @@ def read_files(splits: Sequence[SplitContents], workers: int, progress: Progress
         messages.setLogLevel(before)
 
 
-def network_of(data: str) -> tuple[nn.Module | None, list[str]]:
-    """The network that a training's config makes, None for other data; and why there is none, if there should be."""
+def network_of(data: str) -> tuple[Any, list[str]]:
+    """The network, a module, that a training's config makes, None for other data; and why there is none, if there should be."""
     path = Path(data)
     if path.suffix not in (".yaml", ".yml") or "model" not in read_yaml(path):
         return None, []
-    from lit_detect.cli import mendable, read_config  # not on top: the command line imports this package
+    from lit_detect.cli import mendable
+    from lit_detect.lightning_cli import read_config  # not on top: only configs need Lightning
 
     try:
         model = read_config(path)[1]
@@ -162,6 +160,10 @@ def recall_of_anchors(data: str, contents: SplitContents, classes: Sequence[str]
     network, remarks = network_of(data)
     if network is None:
         return None, np.zeros(0), remarks
+    import torch  # not on top: only networks need it
+
+    from lit_detect.data.anchor_recall import overlaps_with_anchors
+
     boxes = contents.boxes.of(~contents.boxes.crowd)
     by_image = np.split(boxes.xyxy, np.cumsum(np.bincount(boxes.image, minlength=len(contents.images)))[:-1])
     sizes = [(width, height) for width, height in contents.sizes.tolist()]

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from lit_detect.data.annotated import AnnotatedImages, Record
-from lit_detect.data.download import download_coco
 from lit_detect.data.faults import Faults, OnInvalid
 from lit_detect.errors import InputError
 
@@ -71,6 +70,8 @@ class COCODetection(AnnotatedImages):
     def _content(self) -> dict[str, list[Any]]:
         """The file, which has the three lists."""
         if self.download:
+            from lit_detect.data.download import download_coco  # not on top: it imports torchvision
+
             download_coco(self.folder, self.annotations)
         try:
             content: dict[str, list[Any]] = json.loads(self.annotations.read_bytes())

@@ -6,8 +6,6 @@ import logging
 from collections import Counter
 from typing import Literal, NamedTuple
 
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-
 from lit_detect.errors import InputError
 
 __all__ = ["MENDED", "NOTES", "WRONG", "Fault", "Faults", "OnInvalid"]
@@ -105,6 +103,8 @@ class Faults(list[Fault]):
         if on_invalid == "fix" and wrong:
             raise InputError(f"{where}: {describe(wrong)}. `audit` lists them all; on_invalid: drop goes on without them.")
         if mended or wrong:
+            from lightning.fabric.utilities.rank_zero import rank_zero_only  # not on top: it imports Lightning
+
             rank_zero_only(log.warning)(
                 "%s: %s", where, describe(mended + wrong, MENDED | {kind: f"{what} left out" for kind, what in WRONG.items()})
             )

@@ -126,7 +126,7 @@ def yolo_file_splits(file: Path, on_invalid: OnInvalid) -> dict[str, DetectionDa
 
 def config_splits(file: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:
     """The data sets of a training's config."""
-    from lit_detect.cli import read_config  # not on top: the command line imports what this package gives
+    from lit_detect.lightning_cli import read_config  # not on top: only configs need Lightning
 
     data, _ = read_config(file, with_model=False)
     splits = {name: data.dataset(name) for name in ("train", "val", "test") if data.splits[name] not in (None, [])}

@@ -14,7 +14,6 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import parse
 
 from lit_detect.data.annotated import AnnotatedImages, Record, listed_once
-from lit_detect.data.download import download_voc
 from lit_detect.data.faults import Fault, Faults, OnInvalid
 from lit_detect.data.images import IMAGE_SUFFIXES, inside
 from lit_detect.errors import InputError
@@ -75,6 +74,8 @@ class VOCDetection(AnnotatedImages):
         """Names of the images, without suffix, as the image set lists them."""
         path = self.image_set_file
         if self.download:
+            from lit_detect.data.download import download_voc  # not on top: it imports torchvision
+
             download_voc(self.root, self.image_set)
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()

@@ -1,0 +1,142 @@
+"""Lightning's command line for detectors: ``fit``, ``validate``, ``test`` and ``predict``, and configs read without a trainer."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import lit_detect
+from lit_detect import DetectionDataModule, Detector
+from lit_detect.callbacks import DetectionPictures, PredictionWriter, ResultsTable
+from lit_detect.data.presets import RESIZING_PRESETS
+from lit_detect.data.yolo import read_yaml
+from lit_detect.errors import InputError
+
+__all__ = ["DetectionCLI", "read_config"]
+
+
+class DetectionCLI(LightningCLI):
+    """Lightning's command line with the data's classes flowing to the model, and results at the end of a run."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            Detector,
+            DetectionDataModule,
+            subclass_mode_model=True,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={"callbacks": [ResultsTable()]},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={"prog": "lit-detect", "description": lit_detect.__doc__},
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        link_classes(parser)
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/map",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "best",
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.add_lightning_class_args(DetectionPictures, "pictures")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it is.
+
+        Lightning 2.6 lets a checkpoint's hyper-parameters replace what was asked for: a score threshold for a test is silently ignored.
+        """
+
+    def before_instantiate_classes(self) -> None:
+        """Settings that depend on other settings."""
+        config = self.config[self.subcommand]
+        follow_the_model(config)
+        if config.get("weights_only") is None:
+            config.weights_only = True  # a checkpoint is data: code pickled into one is refused
+        for name in ("verbose", "return_predictions"):  # our callbacks print the results, and write what is predicted
+            if name in config:
+                config[name] = False
+        if config.data.val is None and config.checkpoint.monitor == "val/map":  # no AP to choose checkpoints by: keep the last
+            config.checkpoint.monitor, config.checkpoint.filename, config.checkpoint.save_last = None, "last", None
+        path = config.get("ckpt_path")
+        if path is None and self.subcommand != "fit":
+            raise InputError(f"Expected a checkpoint to {self.subcommand} but got none: give --ckpt_path.")
+        if path not in (None, "last", "best", "hpc", "registry"):
+            self._take_classes(config, Path(path))
+            if config.checkpoint.dirpath is None and self.subcommand == "fit":
+                config.checkpoint.dirpath = str(Path(path).parent)  # a resumed run goes on choosing among its checkpoints
+
+    def _take_classes(self, config: Namespace, path: Path) -> None:
+        """A checkpoint's classes go before the data's, so that the data need not be there to predict."""
+        if not path.is_file():
+            raise InputError(f"Expected a checkpoint at {path} but there is no such file.")
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise InputError(f"Expected a checkpoint of plain data but {path} is damaged or holds code, which is not run.") from error
+        if config.data.classes is None and "classes" in saved:
+            config.data.classes, config.data.category_ids = list(saved["classes"]), list(saved["category_ids"])
+
+    def after_fit(self) -> None:
+        """Evaluate the best checkpoint, so that a training ends with its results."""
+        checkpoint = self.trainer.checkpoint_callback
+        if self.datamodule.splits["val"] is not None and isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
+            self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path="best", verbose=False, weights_only=True)
+
+
+def link_classes(parser: LightningArgumentParser) -> None:
+    """The data tells the model its classes."""
+    for name in ("classes", "category_ids"):
+        parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+
+def follow_the_model(config: Namespace) -> None:
+    """Training images are made in the network's size, and a network leaves sizes alone that a preset draws."""
+    arguments = config.model.init_args
+    if config.data.image_size is None and "size" in arguments:
+        config.data.image_size = arguments.size
+    if config.data.transforms in RESIZING_PRESETS and "train_min_sizes" in arguments and arguments.train_min_sizes is None:
+        arguments.train_min_sizes = []
+
+
+def read_config(path: Path | str, with_model: bool = True) -> tuple[DetectionDataModule, Detector | None]:
+    """The data and the model of a training's config, without the trainer.
+
+    Args:
+        path: a YAML file with ``data``, and with ``model`` unless None is to be returned for it.
+        with_model: build the model too, which reads the classes from the data.
+
+    Raises:
+        InputError: the file has no data, or what it has cannot be understood.
+    """
+    content = read_yaml(Path(path))
+    if not isinstance(content.get("data"), dict):
+        raise InputError(f"Expected a training config with data in {path}.")
+    parts = {key: content[key] for key in ("data", "model") if key in content}
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(DetectionDataModule, "data")
+    if "model" in parts:
+        parser.add_lightning_class_args(Detector, "model", subclass_mode=True)
+        link_classes(parser)
+    try:
+        config = parser.parse_object(parts)
+    except ArgumentError as error:
+        raise InputError(f"Expected a training config in {path} but: {error}") from error
+    if "model" in parts:
+        follow_the_model(config)
+    if not with_model:  # by a parser of its own, since links would build what they start from
+        for_data = LightningArgumentParser()
+        for_data.add_lightning_class_args(DetectionDataModule, "data")
+        return for_data.instantiate_classes(Namespace(data=config.data)).data, None  # type: ignore[no-untyped-call]
+    made = parser.instantiate_classes(config)
+    return made.data, made.get("model")
