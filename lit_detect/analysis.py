@@ -1,22 +1,22 @@
-"""What the detections of a data set got right and wrong: matches, curves, confusions, calibration, images worth a look.
+"""What the detections of a data set got right and wrong: curves, confusions, calibration, images worth a look.
 
-All of it is functions of detections and targets, one dict an image, as a metric has them after `compute`
-(`metric.detections`, `metric.targets`), or any other loop over images. What an error costs is in `lit_detect.error_types`.
+All of it starts from detections and targets, one dict an image, as a metric has them after `compute` (`metric.detections`,
+`metric.targets`), or any other loop over images, and from their matches. What errors cost is in `lit_detect.error_types`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
-from torchvision.ops import box_area, box_iou
+
+from lit_detect.matches import Images, Matches, match_detections
 
 __all__ = [
     "Calibration",
     "Curve",
+    "ImageCounts",
     "Matches",
     "OperatingPoint",
     "average_precision",
@@ -25,89 +25,10 @@ __all__ = [
     "confusion_matrix",
     "image_counts",
     "match_detections",
+    "average_precisions",
+    "operating_point",
     "precision_recall",
 ]
-
-Images = Sequence[dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Which detections are true, and which targets are found, over a whole data set.
-
-    Detections and targets are numbered through, in the order of images and within an image as given: ``(D,)`` is all detections,
-    ``(T,)`` all targets. A target is ignored if it is a crowd or difficult: neither to be found nor wrong to find.
-
-    Attributes:
-        classes: names of the labels 1..C.
-        image_ids: the targets' ``image_id`` by image, or -1 where there is none.
-        iou_threshold: the overlap that makes a match.
-        images: ``(D,)`` each detection's image, as an index into `image_ids`.
-        labels: ``(D,)`` 1..C.
-        scores: ``(D,)`` 0..1.
-        targets: ``(D,)`` the target that a detection is matched with, an index into ``(T,)``; -1 for none.
-        ignored: ``(D,)`` bool: matched with an ignored target, so neither true nor false.
-        overlaps: ``(D,)`` largest overlap (IoU) with a target of the same class, taken or not; 0 where there is none.
-        nearest: ``(D,)`` that target; -1 where nothing overlaps.
-        other_overlaps: ``(D,)`` the same with targets of other classes.
-        other_nearest: ``(D,)`` that target; -1 where nothing overlaps.
-        target_images: ``(T,)`` each target's image.
-        target_labels: ``(T,)`` 1..C.
-        target_ignored: ``(T,)`` bool.
-        found_by: ``(T,)`` the detection that found a target, an index into ``(D,)``; -1 for missed, and for ignored targets.
-    """
-
-    classes: list[str]
-    image_ids: np.ndarray
-    iou_threshold: float
-    images: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
-    targets: np.ndarray
-    ignored: np.ndarray
-    overlaps: np.ndarray
-    nearest: np.ndarray
-    other_overlaps: np.ndarray
-    other_nearest: np.ndarray
-    target_images: np.ndarray
-    target_labels: np.ndarray
-    target_ignored: np.ndarray
-    found_by: np.ndarray
-
-    @property
-    def true(self) -> np.ndarray:
-        """``(D,)`` bool: the detections that found a target."""
-        return (self.targets >= 0) & ~self.ignored
-
-    @property
-    def false(self) -> np.ndarray:
-        """``(D,)`` bool: the detections that are wrong."""
-        return self.targets < 0
-
-    @property
-    def missed(self) -> np.ndarray:
-        """``(T,)`` bool: the targets that no detection found, whatever its score."""
-        return (self.found_by < 0) & ~self.target_ignored
-
-    def target_counts(self) -> np.ndarray:
-        """``(C + 1,)`` targets of each label that are to be found; none of label 0."""
-        raise NotImplementedError
-
-
-def match_detections(detections: Images, targets: Images, classes: Sequence[str], iou_threshold: float = 0.5) -> Matches:
-    """Match the detections of each image to its targets of the same class by COCO's rule.
-
-    Best score first, a detection takes the target with which it overlaps most of those that are free, if that is at least
-    `iou_threshold`; failing that, an ignored one, of which many can take the same, and whose overlap is the share of the detection
-    that lies in it. So leaving out the detections under some score changes no match of the others.
-
-    Args:
-        detections: one dict an image: ``boxes``, ``labels``, ``scores``.
-        targets: of the same images: ``boxes``, ``labels``, and ``iscrowd``, ``difficult``, ``image_id`` where there are any.
-        classes: names of the labels 1..C.
-        iou_threshold: least intersection over union of a match, 0..1.
-    """
-    raise NotImplementedError
 
 
 class Curve(NamedTuple):
@@ -126,7 +47,13 @@ class Curve(NamedTuple):
 
 def precision_recall(matches: Matches, label: int | None = None) -> Curve:
     """The curve of a class, or of all classes taken as one; empty where there are no targets or no detections."""
-    raise NotImplementedError
+    among = ~matches.ignored & ((matches.labels == label) | (label is None))
+    counts = matches.target_counts()
+    count = counts.sum() if label is None else counts[label]
+    order = np.flatnonzero(among)[np.argsort(-matches.scores[among], kind="stable")] if count else np.zeros(0, dtype=np.int64)
+    scores, found = matches.scores[order], matches.true[order].cumsum()
+    last = np.append(scores[1:] < scores[:-1], True)[: len(scores)]  # equal scores are kept or left out together
+    return Curve(scores[last], (found / np.arange(1, len(found) + 1))[last], (found / max(count, 1))[last])
 
 
 def average_precision(matches: Matches) -> dict[str, float]:
@@ -134,7 +61,31 @@ def average_precision(matches: Matches) -> dict[str, float]:
 
     Their mean is COCO's AP50 (`iou_threshold` .5), but that COCO takes 100 detections of a class on an image at most.
     """
-    raise NotImplementedError
+    counted = ~matches.ignored
+    columns = (column[counted] for column in (matches.labels, matches.scores, matches.true))
+    return {matches.classes[label - 1]: value for label, value in average_precisions(*columns, matches.target_counts()).items()}
+
+
+def average_precisions(labels: np.ndarray, scores: np.ndarray, true: np.ndarray, target_counts: np.ndarray) -> dict[int, float]:
+    """AP of each label with targets.
+
+    Args:
+        labels: ``(D,)`` 1..C, of the detections that count.
+        scores: ``(D,)``; of equal ones the earlier is ranked first.
+        true: ``(D,)`` bool.
+        target_counts: ``(C + 1,)`` targets of each label.
+    """
+    order = np.lexsort((-scores, labels))
+    true = true[order]
+    bounds = np.searchsorted(labels[order], np.arange(len(target_counts) + 1))
+    values = {}
+    for label in np.flatnonzero(target_counts):
+        found = true[bounds[label] : bounds[label + 1]].cumsum()
+        precision = found / np.arange(1, len(found) + 1)
+        best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+        at = np.searchsorted(found / target_counts[label], np.linspace(0, 1, 101))
+        values[int(label)] = float(np.append(best_from_here, 0)[at].mean())
+    return values
 
 
 class OperatingPoint(NamedTuple):
@@ -146,12 +97,23 @@ class OperatingPoint(NamedTuple):
     recall: float
 
 
+def operating_point(curve: Curve) -> OperatingPoint | None:
+    """The point of a curve where F1 is largest, of equal ones that with the highest score; None for an empty curve."""
+    if not len(curve.scores):
+        return None
+    both = curve.precision + curve.recall
+    f1 = 2 * curve.precision * curve.recall / np.where(both > 0, both, 1)
+    best = f1.argmax()
+    return OperatingPoint(*(float(column[best]) for column in (curve.scores, f1, curve.precision, curve.recall)))
+
+
 def best_f1(matches: Matches) -> dict[str, OperatingPoint]:
     """The score from which on to keep detections of a class, so that F1 is largest, for each class with targets and detections.
 
-    It is exact: all scores are tried. Of equal ones the highest is taken.
+    It is exact: all scores are tried.
     """
-    raise NotImplementedError
+    points = {name: operating_point(precision_recall(matches, label)) for label, name in enumerate(matches.classes, start=1)}
+    return {name: point for name, point in points.items() if point is not None}
 
 
 def confusion_matrix(
@@ -165,7 +127,14 @@ def confusion_matrix(
     Returns:
         ``(C + 1, C + 1)`` int64, by label.
     """
-    raise NotImplementedError
+    kept = [{name: value[found["scores"] >= score_threshold] for name, value in found.items()} for found in detections]
+    matches = match_detections(kept, targets, classes, iou_threshold, any_class=True)
+    detected, missed = np.flatnonzero(~matches.ignored), np.flatnonzero(matches.missed)
+    of_targets = np.append(matches.target_labels, 0)  # the last one, -1, is for no match
+    matrix = np.zeros((len(classes) + 1,) * 2, dtype=np.int64)
+    np.add.at(matrix, (of_targets[matches.targets[detected]], matches.labels[detected]), 1)
+    np.add.at(matrix, (of_targets[missed], 0), 1)
+    return matrix
 
 
 class Calibration(NamedTuple):
@@ -187,7 +156,12 @@ class Calibration(NamedTuple):
 
 def calibration(matches: Matches, bins: int = 10) -> Calibration:
     """Mean score against precision, in `bins` equal bins of 0..1. Ignored detections do not count."""
-    raise NotImplementedError
+    scores, true = matches.scores[~matches.ignored].astype(np.float64), matches.true[~matches.ignored]
+    which = np.minimum((scores * bins).astype(np.int64), bins - 1)
+    counts, *sums = (np.bincount(which, weights, minlength=bins) for weights in (None, scores, true))
+    mean, precision = (np.divide(total, counts, out=np.full(bins, np.nan), where=counts > 0) for total in sums)
+    distance = np.nansum(np.abs(mean - precision) * counts)
+    return Calibration(mean, precision, counts, float(distance / len(scores)) if len(scores) else float("nan"))
 
 
 class ImageCounts(NamedTuple):
@@ -206,14 +180,23 @@ class ImageCounts(NamedTuple):
     f1: np.ndarray
 
     def worst(self, count: int) -> np.ndarray:
-        """Indices of images from the worst on: most errors first, of these the lowest F1."""
-        raise NotImplementedError
+        """Indices of images with errors, from the worst on: most errors first, of these the lowest F1."""
+        errors = self.false + self.missed
+        order = np.lexsort((self.f1, -errors))
+        return order[errors[order] > 0][:count]
 
     def best(self, count: int) -> np.ndarray:
-        """Indices of images with targets, from the best on: highest F1 first, of these the most targets found."""
-        raise NotImplementedError
+        """Indices of images on which something was found, from the best on: highest F1 first, of these the most targets found."""
+        order = np.lexsort((-self.true, -self.f1))
+        return order[self.true[order] > 0][:count]
 
 
 def image_counts(matches: Matches, score_threshold: float = 0.5) -> ImageCounts:
     """What is right and wrong on each image among the detections that score at least `score_threshold`."""
-    raise NotImplementedError
+    number = len(matches.image_ids)
+    kept = matches.scores >= score_threshold
+    true = np.bincount(matches.images[kept & matches.true], minlength=number)
+    false = np.bincount(matches.images[kept & matches.false], minlength=number)
+    missed = np.bincount(matches.target_images[~matches.target_ignored], minlength=number) - true
+    wrong = false + missed
+    return ImageCounts(true, false, missed, np.where(wrong, 2 * true / np.maximum(2 * true + wrong, 1), 1.0))
