@@ -25,7 +25,7 @@ from lit_detect.detections import PostProcess
 from lit_detect.detector import Detector, OneCycle
 from lit_detect.errors import InputError
 from lit_detect.losses import BoxLoss, Criterion, FocalLoss, HardNegativeMining, IoULoss, SmoothL1, YOLOBoxLoss, YOLOLoss
-from lit_detect.metrics import COCOMeanAveragePrecision
+from lit_detect.metrics import COCOMeanAveragePrecision, DetectionMetric, VOCMeanAveragePrecision
 from lit_detect.models.backbones import Backbone, TimmBackbone, TorchvisionBackbone
 from lit_detect.models.darknet import Darknet53
 from lit_detect.models.dssd import DSSD, AtrousResNet
@@ -58,6 +58,7 @@ __all__ = [
     "Darknet53",
     "DetectionDataModule",
     "DetectionDataset",
+    "DetectionMetric",
     "DetectionPictures",
     "Detector",
     "DigitsCOCO",
@@ -85,6 +86,7 @@ __all__ = [
     "TimmBackbone",
     "TorchvisionBackbone",
     "VOCDetection",
+    "VOCMeanAveragePrecision",
     "WindowTransform",
     "YOLOBoxLoss",
     "YOLODetection",

@@ -20,12 +20,12 @@ __all__ = [
     "Matches",
     "OperatingPoint",
     "average_precision",
+    "average_precisions",
     "best_f1",
     "calibration",
     "confusion_matrix",
     "image_counts",
     "match_detections",
-    "average_precisions",
     "operating_point",
     "precision_recall",
 ]
@@ -62,8 +62,9 @@ def average_precision(matches: Matches) -> dict[str, float]:
     Their mean is COCO's AP50 (`iou_threshold` .5), but that COCO takes 100 detections of a class on an image at most.
     """
     counted = ~matches.ignored
-    columns = (column[counted] for column in (matches.labels, matches.scores, matches.true))
-    return {matches.classes[label - 1]: value for label, value in average_precisions(*columns, matches.target_counts()).items()}
+    labels, scores, true = (column[counted] for column in (matches.labels, matches.scores, matches.true))
+    values = average_precisions(labels, scores, true, matches.target_counts())
+    return {matches.classes[label - 1]: value for label, value in values.items()}
 
 
 def average_precisions(labels: np.ndarray, scores: np.ndarray, true: np.ndarray, target_counts: np.ndarray) -> dict[int, float]:
@@ -133,7 +134,7 @@ def confusion_matrix(
     of_targets = np.append(matches.target_labels, 0)  # the last one, -1, is for no match
     matrix = np.zeros((len(classes) + 1,) * 2, dtype=np.int64)
     np.add.at(matrix, (of_targets[matches.targets[detected]], matches.labels[detected]), 1)
-    np.add.at(matrix, (of_targets[missed], 0), 1)
+    matrix[:, 0] += np.bincount(of_targets[missed], minlength=len(matrix))
     return matrix
 
 
@@ -183,12 +184,12 @@ class ImageCounts(NamedTuple):
         """Indices of images with errors, from the worst on: most errors first, of these the lowest F1."""
         errors = self.false + self.missed
         order = np.lexsort((self.f1, -errors))
-        return order[errors[order] > 0][:count]
+        return np.array(order[errors[order] > 0][:count])
 
     def best(self, count: int) -> np.ndarray:
         """Indices of images on which something was found, from the best on: highest F1 first, of these the most targets found."""
         order = np.lexsort((-self.true, -self.f1))
-        return order[self.true[order] > 0][:count]
+        return np.array(order[self.true[order] > 0][:count])
 
 
 def image_counts(matches: Matches, score_threshold: float = 0.5) -> ImageCounts:

@@ -1,7 +1,8 @@
-"""Types of errors, and what each costs in AP: TIDE (Bolya et al. 2020, "TIDE: A General Toolbox for Identifying Object Detection Errors")."""
+"""Types of errors, and what each costs in AP: TIDE (Bolya et al. 2020, "A General Toolbox for Identifying Object Detection Errors")."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -55,7 +56,8 @@ def find_errors(matches: Matches, background: float = 0.1) -> Errors:
     return Errors(kinds, missed, near[best[kept]], found[kept])
 
 
-class ErrorType(NamedTuple):
+@dataclass(frozen=True)
+class ErrorType:
     """How many errors of a type there are, and what they cost.
 
     Attributes:

@@ -60,17 +60,17 @@ class Matches:
     @property
     def true(self) -> np.ndarray:
         """``(D,)`` bool: the detections that found a target."""
-        return (self.targets >= 0) & ~self.ignored
+        return ~(self.false | self.ignored)
 
     @property
     def false(self) -> np.ndarray:
         """``(D,)`` bool: the detections that are wrong."""
-        return self.targets < 0
+        return np.asarray(self.targets < 0)
 
     @property
     def missed(self) -> np.ndarray:
         """``(T,)`` bool: the targets that no detection found, whatever its score."""
-        return (self.found_by < 0) & ~self.target_ignored
+        return np.asarray((self.found_by < 0) & ~self.target_ignored)
 
     def target_counts(self) -> np.ndarray:
         """``(C + 1,)`` targets of each label that are to be found; none of label 0."""
