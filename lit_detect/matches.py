@@ -60,7 +60,7 @@ class Matches:
     @property
     def true(self) -> np.ndarray:
         """``(D,)`` bool: the detections that found a target."""
-        return ~(self.false | self.ignored)
+        return np.asarray((self.targets >= 0) & ~self.ignored)
 
     @property
     def false(self) -> np.ndarray:
