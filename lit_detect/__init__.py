@@ -23,7 +23,7 @@ NAMES = {  # what the package gives, by the modules that have it; a module is im
     "detector": ["Detector", "OneCycle"],
     "errors": ["InputError"],
     "losses": ["BoxLoss", "Criterion", "FocalLoss", "HardNegativeMining", "IoULoss", "SmoothL1", "YOLOBoxLoss", "YOLOLoss"],
-    "metrics": ["COCOMeanAveragePrecision"],
+    "metrics": ["COCOMeanAveragePrecision", "DetectionMetric", "VOCMeanAveragePrecision"],
     "models.backbones": ["Backbone", "TimmBackbone", "TorchvisionBackbone"],
     "models.darknet": ["Darknet53"],
     "models.dssd": ["AtrousResNet", "DSSD"],
@@ -73,6 +73,8 @@ if TYPE_CHECKING:  # the same, for editors and type checkers
     from lit_detect.losses import YOLOBoxLoss as YOLOBoxLoss
     from lit_detect.losses import YOLOLoss as YOLOLoss
     from lit_detect.metrics import COCOMeanAveragePrecision as COCOMeanAveragePrecision
+    from lit_detect.metrics import DetectionMetric as DetectionMetric
+    from lit_detect.metrics import VOCMeanAveragePrecision as VOCMeanAveragePrecision
     from lit_detect.models.backbones import Backbone as Backbone
     from lit_detect.models.backbones import TimmBackbone as TimmBackbone
     from lit_detect.models.backbones import TorchvisionBackbone as TorchvisionBackbone

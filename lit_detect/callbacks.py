@@ -1,10 +1,9 @@
-"""What a run leaves behind: a table of results, a picture of detections, files of predictions."""
+"""What a run leaves behind: results, a picture of detections, files of predictions."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
+from lit_detect.results import results, results_tables
 from lit_detect.visualize import draw_detections, montage
 
 __all__ = ["DetectionPictures", "PredictionWriter", "ResultsTable"]
@@ -26,49 +25,44 @@ log = logging.getLogger(__name__)
 
 Detections = list[dict[str, Tensor]]
 
-ROWS = {
-    "map": "AP",
-    "map_50": "AP50",
-    "map_75": "AP75",
-    "map_small": "AP small (under 32² pixels)",
-    "map_medium": "AP medium (to 96²)",
-    "map_large": "AP large (over 96²)",
-}
-
 
 class ResultsTable(Callback):
-    """Print the results of `validate` and `test` as a table, and where the best checkpoint is."""
+    """Print the results of `validate` and `test` as tables, and keep them beside the run.
+
+    ``metrics.json`` has them under ``val`` and ``test`` (`lit_detect.results.results`), with the checkpoint that was evaluated;
+    ``detections_val.json`` and ``detections_test.json`` have all detections, in COCO's results format.
+    """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self.print(trainer, "val")
+            self.report(trainer, pl_module, "val")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.print(trainer, "test")
+        self.report(trainer, pl_module, "test")
 
-    def print(self, trainer: Trainer, stage: str) -> None:
-        """Print what was logged for a stage."""
+    def report(self, trainer: Trainer, detector: Any, stage: str) -> None:
+        """Print and write what was found in a stage."""
+        folder = run_folder(trainer)
         if not trainer.is_global_zero:
             return
-        console = Console()
-        console.print(results_table(trainer.callback_metrics, stage))
-        checkpoint = trainer.checkpoint_callback
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
-            print(f"best checkpoint: {checkpoint.best_model_path}")
-
-
-def results_table(metrics: Mapping[str, Tensor], stage: str) -> Table:
-    """COCO's averages, and AP by class, of the metrics logged for a stage; a value that does not exist is left out."""
-    table = Table("", stage, title=f"{stage}: average precision over IoU .50 to .95 unless said otherwise")
-    table.columns[1].justify = "right"
-    for key, name in ROWS.items():
-        if f"{stage}/{key}" in metrics:
-            table.add_row(name, f"{metrics[f'{stage}/{key}']:.3f}")
-    table.add_section()
-    for key, value in metrics.items():
-        if key.startswith(f"{stage}/ap/"):
-            table.add_row(f"AP {key.removeprefix(f'{stage}/ap/')}", f"{value:.3f}")
-    return table
+        metric = detector.metrics[stage][0]
+        detections, targets = metric.detections, metric.targets
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
+        values = {name.removeprefix(f"{stage}/"): value for name, value in logged.items()}
+        found = results(values, detections, targets, detector.classes)
+        Console().print(results_tables(found, stage))
+        path = folder / "metrics.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
+        path.write_text(json.dumps({**kept, stage: {"checkpoint": checkpoint, **found}}, indent=1))
+        numbered = zip(detections, targets, range(len(targets)), strict=True)
+        boxes = [coco_results(one, int(target.get("image_id", index)), detector.category_ids) for one, target, index in numbered]
+        (folder / f"detections_{stage}.json").write_text(json.dumps([box for image in boxes for box in image]))
+        print(f"results: {path}, detections_{stage}.json ({found['detections']} detections on {found['images']} images)")
+        best = trainer.checkpoint_callback
+        if isinstance(best, ModelCheckpoint) and best.best_model_path:
+            print(f"best checkpoint: {best.best_model_path}")
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -146,7 +140,10 @@ class PredictionWriter(Callback):
             index = int(target["image_id"])
             name = trainer.datamodule.splits["predict"].file_name(index)  # type: ignore[attr-defined]
             self.seen.append(index)
-            self.results += coco_results(found, index, name, pl_module.classes, pl_module.category_ids)  # type: ignore[arg-type]
+            found_here = coco_results(found, index, pl_module.category_ids)  # type: ignore[arg-type]
+            names = [pl_module.classes[label - 1] for label in found["labels"].tolist()]  # type: ignore[index]
+            named = zip(found_here, names, strict=True)
+            self.results += [{**one, "file_name": name, "category_name": category} for one, category in named]
             if self.draw:
                 path = self.output / "images" / f"{name}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,17 +164,13 @@ class PredictionWriter(Callback):
             print(f"could not read {len(unread)} of {len(dataset)} images, which were skipped: {', '.join(unread)}")
 
 
-def coco_results(
-    detections: dict[str, Tensor], image_id: int, file_name: str, classes: list[str], category_ids: list[int]
-) -> list[dict[str, Any]]:
-    """One image's detections in COCO's results format, with names for the numbers."""
+def coco_results(detections: dict[str, Tensor], image_id: int, category_ids: list[int]) -> list[dict[str, Any]]:
+    """One image's detections in COCO's results format."""
     columns = (detections[name].tolist() for name in ("boxes", "labels", "scores"))
     return [
         {
             "image_id": image_id,
-            "file_name": file_name,
             "category_id": category_ids[label - 1],
-            "category_name": classes[label - 1],
             "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
             "score": round(score, 5),
         }

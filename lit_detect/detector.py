@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LinearLR, LRScheduler, OneCycleLR, ReduceLR
 
 from lit_detect.errors import InputError
 from lit_detect.hyperparameters import class_path, plain
-from lit_detect.metrics import COCOMeanAveragePrecision
+from lit_detect.metrics import COCOMeanAveragePrecision, DetectionMetric
 from lit_detect.models.backbones import Backbone
 from lit_detect.models.weights import start_from
 
@@ -76,12 +76,18 @@ class Detector(LightningModule):
         decay_norms: apply weight decay to norms and biases too.
         compile: compile the parts that the network names in `compiled` (backbone, neck and heads) by `torch.compile`: the first steps
             take a minute or more, the others less time.
+        metric: makes a metric from the classes, to be logged beside COCO's AP, such as `VOCMeanAveragePrecision`.
+
+    Attributes:
+        metrics: for each of ``val`` and ``test``, COCO's AP and the other metric if there is one. After an evaluation they hold all its
+            detections and targets.
 
     Raises:
         InputError: no class, or two of one name.
     """
 
     network: nn.Module
+    metrics: Mapping[str, Sequence[DetectionMetric]]
 
     def __init__(
         self,
@@ -99,6 +105,7 @@ class Detector(LightningModule):
         backbone_lr_factor: float = 1.0,
         decay_norms: bool = False,
         compile: bool = False,
+        metric: Callable[[Sequence[str]], DetectionMetric] | None = None,
     ) -> None:
         super().__init__()
         if not classes or len(set(classes)) < len(classes):
@@ -114,8 +121,9 @@ class Detector(LightningModule):
         self.optimizer, self.lr_scheduler, self.lr_interval, self.lr_monitor = optimizer, lr_scheduler, lr_interval, lr_monitor
         self.warmup_steps, self.warmup_start = warmup_steps, warmup_start
         self.backbone_lr_factor, self.decay_norms = backbone_lr_factor, decay_norms
-        self.val_metric = COCOMeanAveragePrecision(self.classes)
-        self.test_metric = COCOMeanAveragePrecision(self.classes)
+        kinds = [COCOMeanAveragePrecision, *([metric] if metric else [])]
+        per_stage = {stage: nn.ModuleList(kind(self.classes) for kind in kinds) for stage in ("val", "test")}
+        self.metrics = nn.ModuleDict(per_stage)  # type: ignore[assignment]
         self.compiles, self._is_compiled = compile, False
         self._weights_are_loaded = False
         self.register_load_state_dict_post_hook(remember_weights)  # type: ignore[no-untyped-call]
@@ -212,26 +220,27 @@ class Detector(LightningModule):
         return self._log_losses("train", self.network(images, targets), len(images))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        return self._evaluation_step("val", self.val_metric, batch)
+        return self._evaluation_step("val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        return self._evaluation_step("test", self.test_metric, batch)
+        return self._evaluation_step("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
         images, _ = batch
         return self.network(images) if len(images) else []
 
     def on_validation_epoch_end(self) -> None:
-        self._log_metric("val", self.val_metric)
+        self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
-        self._log_metric("test", self.test_metric)
+        self._log_metrics("test")
 
-    def _evaluation_step(self, stage: str, metric: COCOMeanAveragePrecision, batch: Batch) -> dict[str, Any]:
+    def _evaluation_step(self, stage: str, batch: Batch) -> dict[str, Any]:
         images, targets = batch
         losses, detections = self.network.evaluate(images, [without_crowd(target) for target in targets])  # type: ignore[operator]
         self._log_losses(stage, losses, len(images))
-        metric.update(detections, targets)
+        for metric in self.metrics[stage]:
+            metric.update(detections, targets)
         return {"detections": detections}
 
     def _log_losses(self, stage: str, losses: dict[str, Tensor], batch_size: int) -> Tensor:
@@ -240,12 +249,13 @@ class Detector(LightningModule):
         self.log_dict(named, prog_bar=stage == "train", batch_size=batch_size, sync_dist=stage != "train")
         return loss
 
-    def _log_metric(self, stage: str, metric: COCOMeanAveragePrecision) -> None:
-        if not self.trainer.sanity_checking:
-            for name, value in metric.compute().items():
-                # every rank computes the same number from the gathered state; on the device, since NCCL reduces nothing else
-                self.log(f"{stage}/{name}", torch.tensor(value, device=self.device), prog_bar=name in ("map", "map_50"))
-        metric.reset()
+    def _log_metrics(self, stage: str) -> None:
+        for metric in self.metrics[stage]:
+            if not self.trainer.sanity_checking:
+                for name, value in metric.compute().items():
+                    # every rank computes the same number from the gathered state; on the device, since NCCL reduces nothing else
+                    self.log(f"{stage}/{name}", torch.tensor(value, device=self.device), prog_bar=name in ("map", "map_50", "voc_map"))
+            metric.reset()
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters by how they are optimised; override to change that.

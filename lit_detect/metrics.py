@@ -1,30 +1,115 @@
-"""Average precision by COCO's rules, with names for numbers."""
+"""Average precision by COCO's and by VOC's rules, with names for numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-__all__ = ["COCOMeanAveragePrecision"]
+from lit_detect.matches import column, overlaps_by_image
+
+__all__ = ["COCOMeanAveragePrecision", "DetectionMetric", "VOCMeanAveragePrecision"]
 
 COLUMNS = 8  # of a box: corners, label, score, area, crowd; of the row before an image's boxes: see `image_rows`
 PART = 2**24  # whole numbers up to here are exact in float32
 
 
-class COCOMeanAveragePrecision(Metric):
-    """COCO's AP over named classes, all of it from one evaluation by `faster_coco_eval`.
+class Evaluated(NamedTuple):
+    """An image's id, if it has one, and rows of its detections and targets."""
 
-    Boxes flagged ``iscrowd`` (COCO) or ``difficult`` (VOC) are neither to be found nor wrong to find. Where targets carry ``area``
-    (COCO's is the mask's), it decides between small, medium and large: below 32², below 96² and above, in pixels.
+    identity: int | None
+    detections: Tensor
+    targets: Tensor
+
+
+class DetectionMetric(Metric):
+    """A number or more from all detections and targets of a data set, whatever the number of ranks. A subclass says which: `evaluate`.
 
     Until they are evaluated, boxes wait in the CPU's memory, at 32 bytes each and another 32 an image: 3.5 kB an image of 100
-    detections and 8 targets. Ranks exchange them in one gather, and may have seen different numbers of images, or none.
+    detections and 8 targets. Ranks exchange them in one gather, and may have seen different numbers of images, or none. What was
+    evaluated last stays at hand after a `reset`, for analysis.
+
+    Args:
+        classes: names of the labels 1..C.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    rows: list[Tensor]
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.classes = list(classes)
+        self.images: list[Evaluated] = []
+        self.add_state("rows", default=[], dist_reduce_fx=None)
+
+    def update(self, preds: list[dict[str, Tensor]], target: list[dict[str, Tensor]]) -> None:
+        """Add images.
+
+        Args:
+            preds: detections, one dict an image (torchmetrics' name).
+            target: their targets, in the same pixels. Of images with one ``image_id`` only the first counts: samplers repeat some to
+                give all ranks as many. Without ids all count. Boxes flagged ``iscrowd`` (COCO) or ``difficult`` (VOC) are neither to
+                be found nor wrong to find.
+        """
+        self.rows += [image_rows(*pair) for pair in zip(preds, target, strict=True)]
+
+    def compute(self) -> dict[str, float]:
+        """Named values, 0..1. What has no value, such as AP of a class without targets, is absent."""
+        self.images = self._images()
+        return self.evaluate()
+
+    def evaluate(self) -> dict[str, float]:
+        """The values of `images`."""
+        raise NotImplementedError
+
+    @property
+    def detections(self) -> list[dict[str, Tensor]]:
+        """What `compute` evaluated last, of all ranks: ``boxes``, ``labels`` and ``scores`` of each image."""
+        return [{**boxes_of(image.detections), "scores": image.detections[:, 5]} for image in self.images]
+
+    @property
+    def targets(self) -> list[dict[str, Tensor]]:
+        """Their targets: ``boxes``, ``labels``, ``area``, ``iscrowd`` (VOC's difficult boxes too), and ``image_id`` of those with one."""
+        targets = []
+        for image in self.images:
+            target = {**boxes_of(image.targets), "area": areas(image.targets), "iscrowd": image.targets[:, 7].long()}
+            targets.append(target if image.identity is None else {**target, "image_id": torch.tensor(image.identity)})
+        return targets
+
+    def _images(self) -> list[Evaluated]:
+        """All images, each once, in the order of ids; those without one come last, as they came."""
+        images: dict[tuple[bool, int], Evaluated] = {}
+        for rows in (rows.cpu() for rows in self.rows):  # a metric that is moved takes them along
+            start = 0
+            while start < len(rows):
+                identified, *parts, found, sought = map(int, rows[start, :6].tolist())
+                identity = (parts[0] * PART + parts[1]) * PART + parts[2] if identified else None
+                boxes = rows[start + 1 : start + 1 + found + sought]
+                key = (identity is None, len(images) if identity is None else identity)
+                images.setdefault(key, Evaluated(identity, boxes[:found], boxes[found:]))
+                start += 1 + len(boxes)
+        # equal scores are ranked by the order of images: any but that of ids gives another AP, and pycocotools takes this one
+        return [images[key] for key in sorted(images)]
+
+    def _sync_dist(self, dist_sync_fn: Callable[..., list[Tensor]] = gather_all_tensors, process_group: Any = None) -> None:
+        """Gather the rows of all ranks, over the device: NCCL takes none of the CPU's tensors."""
+        rows = torch.cat([torch.zeros(0, COLUMNS), *(rows.cpu() for rows in self.rows)])
+        self.rows = [rows.cpu() for rows in dist_sync_fn(rows.to(self.device), group=process_group or self.process_group)]
+
+
+class COCOMeanAveragePrecision(DetectionMetric):
+    """COCO's AP over named classes, all of it from one evaluation by `faster_coco_eval`.
+
+    Its values are COCO's numbers by torchmetrics' names (``map``, ``map_50``, ``mar_100``, ...) and ``ap/<class>``. Where targets carry
+    ``area`` (COCO's is the mask's), it decides between small, medium and large: below 32², below 96² and above, in pixels.
 
     Args:
         classes: names of the labels 1..C.
@@ -39,39 +124,17 @@ class COCOMeanAveragePrecision(Metric):
     (1.0, 1.0, False, False)
     """
 
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    rows: list[Tensor]
-
     def __init__(self, classes: Sequence[str], max_detections: Sequence[int] = (1, 10, 100)) -> None:
-        super().__init__()
-        self.classes, self.max_detections = list(classes), list(max_detections)
-        self.add_state("rows", default=[], dist_reduce_fx=None)
+        super().__init__(classes)
+        self.max_detections = list(max_detections)
 
-    def update(self, preds: list[dict[str, Tensor]], target: list[dict[str, Tensor]]) -> None:
-        """Add images.
-
-        Args:
-            preds: detections, one dict an image (torchmetrics' name).
-            target: their targets, in the same pixels. Of images with one ``image_id`` only the first counts: samplers repeat some to
-                give all ranks as many. Without ids all count.
-        """
-        self.rows += [image_rows(*pair) for pair in zip(preds, target, strict=True)]
-
-    def compute(self) -> dict[str, float]:
-        """COCO's numbers by torchmetrics' names, and ``ap/<class>``, 0..1.
-
-        What has no value, such as AP of a class without targets, is absent.
-        """
-        # equal scores are ranked by the order of images: any but that of ids gives another AP, and pycocotools takes this one
-        images = [boxes for _, boxes in sorted(self._images().items())]
-        detections, targets = (coco_annotations([boxes[kind] for boxes in images]) for kind in (0, 1))
+    def evaluate(self) -> dict[str, float]:
+        detections, targets = (coco_annotations(boxes) for boxes in ([i.detections for i in self.images], [i.targets for i in self.images]))
         # a class without targets has no value, and detections of it count for nothing
         labels = sorted({target["category_id"] for target in targets})
         if not labels:
             return {}
-        shared = {"images": [{"id": index} for index in range(len(images))], "categories": [{"id": label} for label in labels]}
+        shared = {"images": [{"id": index} for index in range(len(self.images))], "categories": [{"id": label} for label in labels]}
         evaluation = COCOeval_faster(*(COCO({**shared, "annotations": boxes}) for boxes in (targets, detections)), iouType="bbox")
         evaluation.params.maxDets = self.max_detections
         evaluation.evaluate()
@@ -86,23 +149,65 @@ class COCOMeanAveragePrecision(Metric):
         values |= {f"ap/{self.classes[label - 1]}": precision[:, :, index, 0, -1] for index, label in enumerate(labels)}
         return {name: float(value[value > -1].mean()) for name, value in values.items() if (value > -1).any()}
 
-    def _images(self) -> dict[tuple[bool, int], tuple[Tensor, Tensor]]:
-        """Detections and targets by whether the image has no id and by its id, or else its number."""
-        images: dict[tuple[bool, int], tuple[Tensor, Tensor]] = {}
-        for rows in (rows.cpu() for rows in self.rows):  # a metric that is moved takes them along
-            start = 0
-            while start < len(rows):
-                identified, *parts, found, sought = map(int, rows[start, :6].tolist())
-                identity = (parts[0] * PART + parts[1]) * PART + parts[2]
-                boxes = rows[start + 1 : start + 1 + found + sought]
-                images.setdefault((not identified, identity if identified else len(images)), (boxes[:found], boxes[found:]))
-                start += 1 + len(boxes)
-        return images
 
-    def _sync_dist(self, dist_sync_fn: Callable[..., list[Tensor]] = gather_all_tensors, process_group: Any = None) -> None:
-        """Gather the rows of all ranks, over the device: NCCL takes none of the CPU's tensors."""
-        rows = torch.cat([torch.zeros(0, COLUMNS), *(rows.cpu() for rows in self.rows)])
-        self.rows = [rows.cpu() for rows in dist_sync_fn(rows.to(self.device), group=process_group or self.process_group)]
+class VOCMeanAveragePrecision(DetectionMetric):
+    """Pascal VOC's AP over named classes, by the rules of the development kit (Everingham et al. 2010, section 4.2).
+
+    Best score first over all images, a detection goes to the target of its class that it overlaps most: it is true if the overlap is
+    enough and the target still free, and false if the target is taken, even where another would be free. Detections that go to a
+    difficult (or crowd) target are neither, and those targets are not counted.
+
+    The kit counts pixels: a box from xmin to xmax is xmax - xmin + 1 wide. Boxes here are edges, from xmin - 1 to xmax, as
+    `VOCDetection` reads them, so that their plain overlap is the kit's.
+
+    Its values are ``voc_map``, the mean over classes with targets, and ``voc_ap/<class>``.
+
+    Args:
+        classes: names of the labels 1..C.
+        points: ``11`` for the mean of the best precisions from recalls 0, .1, ..., 1 on, as in VOC2007 to 2009; ``all`` for the area
+            under the curve, as from VOC2010 on.
+        iou_threshold: least intersection over union of a true detection, 0..1.
+
+    >>> metric = VOCMeanAveragePrecision(["cat"], points="all")
+    >>> boxes = torch.tensor([[10.0, 10.0, 50.0, 50.0], [70.0, 10.0, 90.0, 50.0]])
+    >>> target = {"boxes": boxes, "labels": torch.tensor([1, 1])}
+    >>> metric.update([{"boxes": boxes[:1], "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}], [target])
+    >>> metric.compute()
+    {'voc_map': 0.5, 'voc_ap/cat': 0.5}
+    """
+
+    def __init__(self, classes: Sequence[str], points: Literal[11, "all"] = 11, iou_threshold: float = 0.5) -> None:
+        super().__init__(classes)
+        self.points, self.iou_threshold = points, iou_threshold
+
+    def evaluate(self) -> dict[str, float]:
+        detections, targets = self.detections, self.targets
+        labels, scores = column(detections, "labels"), column(detections, "scores")
+        target_labels, ignored = column(targets, "labels"), column(targets, "iscrowd") > 0
+        taken = np.full(len(labels), -1)  # the target that a detection goes to, where they overlap enough
+        for rows, columns, overlaps in overlaps_by_image(detections, targets, np.zeros_like(ignored)):
+            overlaps = overlaps * (labels[rows, None] == target_labels[columns])
+            taken[rows] = np.where(overlaps.max(axis=1) >= self.iou_threshold, columns.start + overlaps.argmax(axis=1), -1)
+        values = {}
+        for label, name in enumerate(self.classes, start=1):
+            count = int(((target_labels == label) & ~ignored).sum())
+            if count:
+                of_class = np.flatnonzero(labels == label)
+                goes_to = taken[of_class[np.argsort(-scores[of_class], kind="stable")]]
+                values[f"voc_ap/{name}"] = self._average_precision(goes_to[~np.append(ignored, False)[goes_to]], count)
+        return {"voc_map": sum(values.values()) / len(values), **values} if values else {}
+
+    def _average_precision(self, taken: np.ndarray, count: int) -> float:
+        """AP of a class from the targets that its detections take, best first, -1 for none, and the number of its targets."""
+        true = np.zeros(len(taken), dtype=bool)
+        true[np.unique(taken, return_index=True)[1]] = True  # the first to take a target
+        found = (true & (taken >= 0)).cumsum()
+        recall = found / count
+        best_from_here = np.maximum.accumulate((found / np.arange(1, len(found) + 1))[::-1])[::-1]
+        if self.points == 11:
+            at = np.searchsorted(recall, np.arange(0, 1.1, 0.1))
+            return float(np.append(best_from_here, 0)[at].mean())
+        return float((np.diff(recall, prepend=0) * best_from_here).sum())
 
 
 def image_rows(found: dict[str, Tensor], target: dict[str, Tensor]) -> Tensor:
@@ -124,11 +229,21 @@ def coco_annotations(images: list[Tensor]) -> list[dict[str, Any]]:
     """Boxes of images, in COCO's format; area is the box's where it is not given."""
     rows = torch.cat([torch.zeros(0, COLUMNS), *images]).double()
     boxes = xywh(rows[:, :4])
-    area = torch.where(rows[:, 6] > 0, rows[:, 6], boxes[:, 2] * boxes[:, 3])
     image = torch.arange(len(images)).repeat_interleave(torch.tensor([len(boxes) for boxes in images], dtype=torch.int64))
     names = ("id", "image_id", "category_id", "bbox", "score", "area", "iscrowd")
-    columns = (torch.arange(1, len(rows) + 1), image, rows[:, 4].long(), boxes, rows[:, 5], area, rows[:, 7].long())
+    columns = (torch.arange(1, len(rows) + 1), image, rows[:, 4].long(), boxes, rows[:, 5], areas(rows), rows[:, 7].long())
     return [dict(zip(names, values, strict=True)) for values in zip(*(column.tolist() for column in columns), strict=True)]
+
+
+def areas(rows: Tensor) -> Tensor:
+    """Areas of boxes: the given ones, or their own."""
+    sides = xywh(rows[:, :4])[:, 2:]
+    return torch.where(rows[:, 6] > 0, rows[:, 6].double(), sides.prod(dim=1))
+
+
+def boxes_of(rows: Tensor) -> dict[str, Tensor]:
+    """Boxes and labels, of rows."""
+    return {"boxes": rows[:, :4], "labels": rows[:, 4].long()}
 
 
 def xywh(corners: Tensor) -> Tensor:

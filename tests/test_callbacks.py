@@ -1,33 +1,51 @@
-import torch
+import json
 
-from lit_detect.callbacks import coco_results, results_table
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
+
+from lit_detect.callbacks import ResultsTable, coco_results
+from tests.conftest import DETECTORS, random_batch
 
 
 def test_results_keep_the_data_sets_own_category_ids():
     found = {"boxes": torch.tensor([[1.0, 2, 11, 22]]), "labels": torch.tensor([3]), "scores": torch.tensor([0.25])}
-    assert coco_results(found, 42, "a.jpg", ["cat", "dog", "horse"], [3, 7, 90]) == [
-        {"image_id": 42, "file_name": "a.jpg", "category_id": 90, "category_name": "horse", "bbox": [1, 2, 10, 20], "score": 0.25}
-    ]
+    assert coco_results(found, 42, [3, 7, 90]) == [{"image_id": 42, "category_id": 90, "bbox": [1, 2, 10, 20], "score": 0.25}]
 
 
 def test_results_are_what_pycocotools_reads(tmp_path, coco_files):
-    import json
-
     from pycocotools.coco import COCO
 
     found = {"boxes": torch.tensor([[10.0, 10, 30, 40]]), "labels": torch.tensor([3]), "scores": torch.tensor([0.9])}
     path = tmp_path / "predictions.json"
-    path.write_text(json.dumps(coco_results(found, 7, "b.jpg", ["cat", "dog", "horse"], [3, 7, 90])))
+    path.write_text(json.dumps(coco_results(found, 7, [3, 7, 90])))
     loaded = COCO(str(coco_files[1])).loadRes(str(path))
     assert [(a["image_id"], a["category_id"], a["bbox"]) for a in loaded.anns.values()] == [(7, 90, [10, 10, 20, 30])]
 
 
-def test_the_table_has_what_exists_and_no_more():
-    metrics = {
-        "val/map": torch.tensor(0.5),
-        "val/map_50": torch.tensor(0.75),
-        "val/ap/cat": torch.tensor(0.25),
-        "test/map": torch.tensor(0.1),
-    }
-    table = results_table(metrics, "val")
-    assert [list(column.cells) for column in table.columns] == [["AP", "AP50", "AP cat"], ["0.500", "0.750", "0.250"]]
+def test_validate_and_test_leave_their_results_and_detections_side_by_side(tmp_path, capsys):
+    detector = DETECTORS["ssd"]()
+    batches = [random_batch([(96, 96)] * 2, [2, 3])]
+    run = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path, callbacks=[ResultsTable()])
+    run.validate(detector, DataLoader(batches, batch_size=None), verbose=False)
+    run.save_checkpoint(tmp_path / "run.ckpt")
+    run.test(detector, DataLoader(batches, batch_size=None), verbose=False, ckpt_path=tmp_path / "run.ckpt")
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found.keys() == {"val", "test"}
+    assert found["val"]["checkpoint"] is None
+    assert found["test"]["checkpoint"] == str(tmp_path / "run.ckpt")
+    for stage, values in found.items():
+        assert values["metrics"].keys() >= {"map", "loss"}
+        assert (values["images"], values["targets"]) == (2, 5)
+        detections = json.loads((tmp_path / f"detections_{stage}.json").read_text())
+        assert len(detections) == values["detections"] > 0
+        assert {one["image_id"] for one in detections} <= {0, 1}
+    assert "metrics.json" in capsys.readouterr().out
+
+
+def test_a_training_leaves_no_results_of_its_epochs(tmp_path):
+    batches = [random_batch([(96, 96)] * 2, [2, 3])]
+    settings = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
+    run = Trainer(**settings, enable_checkpointing=False, callbacks=[ResultsTable()])
+    run.fit(DETECTORS["ssd"](), DataLoader(batches, batch_size=None), DataLoader(batches, batch_size=None))
+    assert not (tmp_path / "metrics.json").exists()

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import time
@@ -8,9 +9,14 @@ import pycocotools.coco
 import pycocotools.cocoeval
 import pytest
 import torch
+import yaml
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
 
-from lit_detect import COCODetection, COCOMeanAveragePrecision
+from lit_detect import SSD, COCODetection, COCOMeanAveragePrecision, VOCMeanAveragePrecision
+from lit_detect.cli import CONFIGS
 from lit_detect.metrics import ignore_difficult
+from tests.conftest import DETECTORS, random_batch
 
 ORACLE_NAMES = {
     "AP": "map", "AP50": "map_50", "AP75": "map_75", "AP_small": "map_small", "AP_medium": "map_medium", "AP_large": "map_large",
@@ -59,7 +65,8 @@ def test_difficult_boxes_are_neither_missed_nor_wrong_to_find():
     assert ignore_difficult({**target, "iscrowd": torch.tensor([1, 0])})["iscrowd"].tolist() == [1, 1]
 
 
-def test_the_order_of_images_and_their_repeats_change_nothing():
+@pytest.mark.parametrize(("kind", "name"), [(COCOMeanAveragePrecision, "map"), (VOCMeanAveragePrecision, "voc_map")])
+def test_the_order_of_images_and_their_repeats_change_nothing(kind, name):
     """Two ranks see other images in another order, and the padding of a sampler twice."""
     generator = torch.Generator().manual_seed(0)
     images = []
@@ -71,12 +78,12 @@ def test_the_order_of_images_and_their_repeats_change_nothing():
         images.append((found, {"boxes": boxes, "labels": labels, "image_id": torch.tensor(index)}))
     values = []
     for order in (range(12), [*range(11, -1, -1), 3, 5], [*range(0, 12, 2), *range(1, 12, 2), 0]):
-        metric = COCOMeanAveragePrecision(["a", "b"])
+        metric = kind(["a", "b"])
         for index in order:
             metric.update([images[index][0]], [images[index][1]])
         values.append(metric.compute())
     assert values[0] == values[1] == values[2]
-    assert 0 < values[0]["map"] < 1
+    assert 0 < values[0][name] < 1
 
 
 def test_classes_keep_their_names_when_only_some_are_seen():
@@ -92,11 +99,105 @@ def test_classes_keep_their_names_when_only_some_are_seen():
     assert "ap/a" not in values
 
 
-def test_no_targets_and_no_detections_give_no_average():
-    metric = COCOMeanAveragePrecision(["a"])
+@pytest.mark.parametrize("kind", [COCOMeanAveragePrecision, VOCMeanAveragePrecision])
+@pytest.mark.filterwarnings("ignore:The ``compute`` method of metric")
+def test_no_targets_and_no_detections_give_no_average(kind):
+    metric = kind(["a"])
+    assert metric.compute() == {}
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
     metric.update([{**empty, "scores": torch.zeros(0)}], [empty])
-    assert "map" not in metric.compute()
+    assert metric.compute() == {}
+    box = {"boxes": torch.tensor([[0.0, 0, 50, 50]]), "labels": torch.tensor([1])}
+    metric.update([{**empty, "scores": torch.zeros(0)}], [box])
+    values = metric.compute()
+    assert values
+    assert set(values.values()) == {0.0}
+
+
+def test_what_was_evaluated_stays_at_hand():
+    images = random_images(0, 6, 2, 5)
+    metric = COCOMeanAveragePrecision(["a", "b"])
+    metric.update(*zip(*images, strict=True))
+    metric.compute()
+    metric.reset()
+    by_id = sorted(images, key=lambda image: int(image[1]["image_id"]))
+    for (found, target), detections, targets in zip(by_id, metric.detections, metric.targets, strict=True):
+        for mine, theirs in ((detections, found), (targets, target)):
+            assert mine.keys() == theirs.keys()
+            for name, value in theirs.items():
+                torch.testing.assert_close(mine[name], value, check_dtype=False)
+
+
+def devkit_images(folder, classes):
+    """Detections and targets of the oracle by image. The kit counts pixels from 1: their edges are from one less."""
+    label_of = {name: label for label, name in enumerate(classes, start=1)}
+    edges = torch.tensor([1.0, 1, 0, 0], dtype=torch.float64)
+    content = json.loads((folder / "gt_voc07_test.json").read_text())
+    found = {name: [] for name in content}
+    for name, label in label_of.items():
+        for line in (folder / "detections" / f"comp4_det_test_{name}.txt").read_text().splitlines():
+            image, *numbers = line.split()
+            found[image].append([label, *map(float, numbers)])
+    for index, (image, objects) in enumerate(content.items()):
+        rows = torch.tensor(found[image], dtype=torch.float64).reshape(-1, 6)
+        sought = torch.tensor([[label_of[name], *rest] for name, *rest in objects if name in label_of]).reshape(-1, 6)
+        labels, difficult = sought[:, :2].long().T
+        target = {"boxes": sought[:, 2:] - edges, "labels": labels, "difficult": difficult, "image_id": torch.tensor(index)}
+        yield {"boxes": rows[:, 2:] - edges, "labels": rows[:, 0].long(), "scores": rows[:, 1]}, target
+
+
+@pytest.mark.parametrize(("points", "of_class", "mean"), [(11, "ap07", "mean_ap07_19"), ("all", "ap_area", "mean_ap_area_19")])
+def test_the_development_kits_numbers_of_a_detector_on_all_of_voc2007(shared, points, of_class, mean):
+    folder = shared / "oracles" / "voc07"
+    expected = json.loads((folder / "expected.json").read_text())
+    metric = VOCMeanAveragePrecision(list(expected["classes"]), points)
+    metric.update(*zip(*devkit_images(folder, expected["classes"]), strict=True))
+    values = metric.compute()
+    assert values.pop("voc_map") == pytest.approx(expected[mean], abs=1e-12)
+    assert values == pytest.approx({f"voc_ap/{name}": one[of_class] for name, one in expected["classes"].items()}, abs=1e-12)
+
+
+def voc_ap(found, sought, points="all", **fields):
+    """AP of detections (score, box) and target boxes on one image."""
+    boxes, target_boxes = (torch.tensor(one, dtype=torch.float32).reshape(-1, 4) for one in ([box for _, box in found], sought))
+    detections = {"boxes": boxes, "labels": torch.ones(len(boxes)).long(), "scores": torch.tensor([score for score, _ in found])}
+    target = {"boxes": target_boxes, "labels": torch.ones(len(target_boxes)).long()}
+    metric = VOCMeanAveragePrecision(["cat"], points)
+    metric.update([detections], [{**target, **{name: torch.tensor(value) for name, value in fields.items()}}])
+    return metric.compute()["voc_map"]
+
+
+def test_vocs_rules_by_hand():
+    left, right, far = [0, 0, 10, 10], [3, 0, 13, 10], [50, 0, 60, 10]
+    # the second is nearer to the taken target, though it overlaps the free one by more than half: COCO takes it, VOC does not
+    nearer = [1, 0, 11, 10]
+    assert voc_ap([(0.9, left), (0.8, nearer)], [left, right]) == pytest.approx(1 / 2)
+    assert voc_ap([(0.9, left), (0.8, left), (0.7, far)], [left, far]) == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
+    assert voc_ap([(0.9, left), (0.8, left), (0.7, far)], [left, far], points=11) == pytest.approx((6 + 5 * 2 / 3) / 11)
+    # a difficult one is not counted, however often it is found
+    assert voc_ap([(0.9, far), (0.8, far), (0.7, left)], [left, far], difficult=[0, 1]) == pytest.approx(1)
+    assert voc_ap([(0.9, far), (0.8, far), (0.7, left)], [left, far], iscrowd=[0, 1]) == pytest.approx(1)
+    # half is enough
+    assert voc_ap([(0.9, [0, 0, 10, 5])], [left]) == pytest.approx(1)
+    assert voc_ap([(0.9, [0, 0, 10, 4.9])], [left]) == 0
+
+
+def test_a_detector_logs_vocs_ap_beside_cocos_and_its_checkpoint_needs_no_metric(tmp_path):
+    detector = DETECTORS["ssd"](metric=functools.partial(VOCMeanAveragePrecision, points="all"))
+    batches = [random_batch([(96, 96)] * 2, [2, 3])]
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    trainer.fit(detector, DataLoader(batches, batch_size=None), DataLoader(batches, batch_size=None))
+    assert {"val/map", "val/voc_map"} < set(trainer.callback_metrics)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    assert len(SSD.load_from_checkpoint(tmp_path / "run.ckpt", weights_only=True).metrics["val"]) == 1
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_voc.yaml")), ids=lambda path: path.stem)
+def test_configs_evaluate_by_the_measure_of_their_year(path):
+    content = yaml.safe_load(path.read_text())
+    year = {data["init_args"]["root"][-4:] for data in (content["data"]["val"], content["data"]["test"])}
+    points = content["model"]["init_args"]["metric"]["init_args"]["points"]
+    assert year == {"2007" if points == 11 else "2012"}
 
 
 def pycocotools_values(truth, found, category_ids):
@@ -182,6 +283,7 @@ def test_images_are_told_apart_by_ids_of_any_size():
     assert metric.compute()["mar_100"] == pytest.approx(3 / (len(ids) + 2))
 
 
+KINDS = (COCOMeanAveragePrecision, VOCMeanAveragePrecision)
 SHARES = ([[0, 2, 4, 6, 8, 10, 1], [11, 9, 7, 5, 3, 1, 0, 2, 4]], [list(range(12)), []])
 
 
@@ -192,10 +294,11 @@ def compute_shares(rank, path):
     images = random_images(3, 12, 3, 20)
     results = []
     for shares in SHARES:
-        metric = COCOMeanAveragePrecision(["a", "b", "c"])
-        for index in shares[rank]:
-            metric.update(*([one] for one in images[index]))
-        results.append([metric.compute(), len(metric.rows)])
+        for kind in KINDS:
+            metric = kind(["a", "b", "c"])
+            for index in shares[rank]:
+                metric.update(*([one] for one in images[index]))
+            results.append([metric.compute(), len(metric.rows), len(metric.targets)])
     (path / f"{rank}.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
 
@@ -206,8 +309,10 @@ def test_processes_with_other_images_or_none_compute_the_numbers_of_one(tmp_path
     deadline = time.monotonic() + 120
     while not processes.join(timeout=5):
         assert time.monotonic() < deadline
-    metric = COCOMeanAveragePrecision(["a", "b", "c"])
-    metric.update(*zip(*random_images(3, 12, 3, 20), strict=True))
+    alone = [kind(["a", "b", "c"]) for kind in KINDS]
+    for metric in alone:
+        metric.update(*zip(*random_images(3, 12, 3, 20), strict=True))
     for rank in range(2):
-        expected = [[metric.compute(), len(shares[rank])] for shares in SHARES]  # afterwards each has its own images again
+        # afterwards each has its own images again, and what was evaluated of all
+        expected = [[metric.compute(), len(shares[rank]), 12] for shares in SHARES for metric in alone]
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
