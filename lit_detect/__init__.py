@@ -1,7 +1,7 @@
 """Train, evaluate and compare object detectors: SSD and Faster R-CNN and their relatives, on Lightning."""
 
 from lit_detect.boxes import Anchors
-from lit_detect.callbacks import DetectionPictures, PredictionWriter, ResultsTable
+from lit_detect.callbacks import DetectionPictures, ResultsTable
 from lit_detect.data import (
     AnnotatedImages,
     COCODetection,
@@ -17,6 +17,7 @@ from lit_detect.data import (
     RandomResizedZoom,
     RandomShortestSize,
     RandomZoomOut,
+    Video,
     VOCDetection,
     WindowTransform,
     YOLODetection,
@@ -36,6 +37,8 @@ from lit_detect.models.rfcn import RFCN
 from lit_detect.models.ssd import SSD, SSDLite
 from lit_detect.models.vgg import VGG16
 from lit_detect.models.yolo import YOLOv3
+from lit_detect.predictions import PredictionWriter
+from lit_detect.tiles import Tiled, Tiles
 from lit_detect.visualize import draw_detections
 
 __version__ = "0.1.0"
@@ -82,9 +85,12 @@ __all__ = [
     "RetinaNet",
     "SSDLite",
     "SmoothL1",
+    "Tiled",
+    "Tiles",
     "TimmBackbone",
     "TorchvisionBackbone",
     "VOCDetection",
+    "Video",
     "WindowTransform",
     "YOLOBoxLoss",
     "YOLODetection",

@@ -1,15 +1,12 @@
-"""What a run leaves behind: a table of results, a picture of detections, files of predictions."""
+"""What a run leaves behind: a table of results, a picture of detections."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -20,7 +17,7 @@ from torch import Tensor
 
 from lit_detect.visualize import draw_detections, montage
 
-__all__ = ["DetectionPictures", "PredictionWriter", "ResultsTable"]
+__all__ = ["DetectionPictures", "ResultsTable"]
 
 log = logging.getLogger(__name__)
 
@@ -117,78 +114,3 @@ class DetectionPictures(Callback):
             montage(self.pictures).save(path)
             print(f"detections drawn: {path} ({self.drawn} that score {self.score_threshold} or more on {len(self.pictures)} images)")
         self.pictures, self.drawn = [], 0
-
-
-class PredictionWriter(Callback):
-    """Write what `predict` finds: ``predictions.json`` in COCO's results format, and the images with boxes drawn on them.
-
-    Each result has COCO's ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels) and ``score``, and also
-    ``category_name`` and ``file_name``.
-
-    Args:
-        folder: where to write; by default ``predictions`` beside the run.
-        draw: draw images too.
-        score_threshold: draw detections that score at least this, 0..1; the JSON has all that the detector gives.
-    """
-
-    def __init__(self, folder: str | None = None, draw: bool = True, score_threshold: float = 0.5) -> None:
-        self.folder, self.draw, self.score_threshold = folder, draw, score_threshold
-        self.output = Path()
-        self.results: list[dict[str, Any]] = []
-        self.seen: list[int] = []
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        beside_the_run = run_folder(trainer) / "predictions"
-        self.output = Path(self.folder) if self.folder else beside_the_run
-
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
-        for image, found, target in zip(batch[0], outputs, batch[1], strict=True):
-            index = int(target["image_id"])
-            name = trainer.datamodule.splits["predict"].file_name(index)  # type: ignore[attr-defined]
-            self.seen.append(index)
-            self.results += coco_results(found, index, name, pl_module.classes, pl_module.category_ids)  # type: ignore[arg-type]
-            if self.draw:
-                path = self.output / "images" / f"{name}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                draw_detections(image, found, pl_module.classes, self.score_threshold).save(path)  # type: ignore[arg-type]
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        results, seen = gathered(self.results), set(gathered(self.seen))
-        self.results, self.seen = [], []
-        if not trainer.is_global_zero:
-            return
-        dataset = trainer.datamodule.splits["predict"]  # type: ignore[attr-defined]
-        path = self.output / "predictions.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=1))
-        print(f"predictions: {path} ({len(results)} detections on {len(seen)} images)")
-        unread = [dataset.file_name(index) for index in range(len(dataset)) if index not in seen]
-        if unread:
-            print(f"could not read {len(unread)} of {len(dataset)} images, which were skipped: {', '.join(unread)}")
-
-
-def coco_results(
-    detections: dict[str, Tensor], image_id: int, file_name: str, classes: list[str], category_ids: list[int]
-) -> list[dict[str, Any]]:
-    """One image's detections in COCO's results format, with names for the numbers."""
-    columns = (detections[name].tolist() for name in ("boxes", "labels", "scores"))
-    return [
-        {
-            "image_id": image_id,
-            "file_name": file_name,
-            "category_id": category_ids[label - 1],
-            "category_name": classes[label - 1],
-            "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
-            "score": round(score, 5),
-        }
-        for (x1, y1, x2, y2), label, score in zip(*columns, strict=True)
-    ]
-
-
-def gathered(items: list[Any]) -> list[Any]:
-    """The items of all ranks in the order of ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return items
-    parts: list[list[Any]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, items)
-    return [item for part in parts for item in part]

@@ -16,12 +16,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_detect
-from lit_detect.callbacks import DetectionPictures, PredictionWriter, ResultsTable
+from lit_detect.callbacks import DetectionPictures, ResultsTable
 from lit_detect.data import DetectionDataModule
 from lit_detect.data.presets import RESIZING_PRESETS
 from lit_detect.data.yolo import read_yaml
 from lit_detect.detector import Detector
 from lit_detect.errors import InputError
+from lit_detect.predictions import PredictionWriter
+from lit_detect.tiles import Tiles
 
 __all__ = ["DetectionCLI", "main", "read_config"]
 
@@ -73,6 +75,7 @@ class DetectionCLI(LightningCLI):
         )
         parser.add_lightning_class_args(DetectionPictures, "pictures")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(Tiles, "tiles")
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is.

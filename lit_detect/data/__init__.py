@@ -12,6 +12,7 @@ from lit_detect.data.dataset import Concatenation, DetectionDataset
 from lit_detect.data.digits import DigitsCOCO, DigitsVOC
 from lit_detect.data.folder import ImageFolder
 from lit_detect.data.transforms import RandomIoUCrop, RandomZoomOut
+from lit_detect.data.video import Video
 from lit_detect.data.voc import VOCDetection
 from lit_detect.data.windows import LargeScaleJitter, RandomResizedZoom, RandomShortestSize, WindowTransform
 from lit_detect.data.yolo import YOLODetection
@@ -32,6 +33,7 @@ __all__ = [
     "RandomShortestSize",
     "RandomZoomOut",
     "VOCDetection",
+    "Video",
     "WindowTransform",
     "YOLODetection",
 ]
