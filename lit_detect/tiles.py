@@ -23,10 +23,10 @@ class Tiled(nn.Module):
 
     A box that ends at an edge inside the image is cut off. Where the next tile sees all of it and more, it is left out: so an object
     that is smaller than the overlap is found as if there were no tiles, since some tile has the whole of it. What is left of cut-off
-    boxes are parts of larger objects. Two boxes, of which one is cut off, are of one object if each is what agrees best with the other
-    (by IoU and score) among its tile's boxes, in what both tiles see. The object's box is that of a tile that sees the whole of it,
-    else the box around its parts, and its score the best of theirs. Last comes one non-maximum suppression over all tiles, at the
-    detector's threshold. Its other limits, such as `detections_per_image`, are limits of each tile.
+    boxes are parts of larger objects. Two of them are of one object if each is what agrees best with the other (by IoU and score) among
+    its tile's boxes, in what both tiles see. The object's box is that around its parts, and its score the best of theirs. Last comes
+    one non-maximum suppression over all tiles, at the detector's threshold. Its other limits, such as `detections_per_image`, are
+    limits of each tile.
 
     Args:
         network: gives detections for images, and has a `post_process`: that of any detector here, in eval.
@@ -140,11 +140,7 @@ def put_together(found: list[dict[str, Tensor]], tiles: Tensor, neighbours: Tens
     first = torch.ones_like(cut)
     for number in set(group[pairs[:, 0]].tolist()):
         parts = (group == number).nonzero().flatten()
-        whole = parts[~cut[parts]]
-        if len(whole):
-            boxes[parts[0]] = boxes[whole[scores[whole].argmax()]]
-        else:
-            boxes[parts[0]] = torch.cat([boxes[parts, :2].amin(dim=0), boxes[parts, 2:].amax(dim=0)])
+        boxes[parts[0]] = torch.cat([boxes[parts, :2].amin(dim=0), boxes[parts, 2:].amax(dim=0)])
         scores[parts[0]] = scores[parts].amax()
         first[parts[1:]] = False
     boxes, labels, scores = boxes[first], labels[first], scores[first]
@@ -153,8 +149,8 @@ def put_together(found: list[dict[str, Tensor]], tiles: Tensor, neighbours: Tens
 
 
 def same_objects(boxes: Tensor, labels: Tensor, scores: Tensor, tile: Tensor, cut: Tensor, tiles: Tensor, threshold: float) -> Tensor:
-    """Pairs of boxes ``(P, 2)`` that are of one object, as the two tiles see it of which they come: see `Tiled`."""
-    of_tile = [(tile == number).nonzero().flatten() for number in range(len(tiles))]
+    """Pairs of cut-off boxes ``(P, 2)`` that are of one object, as the two tiles see it of which they come: see `Tiled`."""
+    of_tile = [((tile == number) & cut).nonzero().flatten() for number in range(len(tiles))]
     shared = torch.cat([torch.maximum(tiles[:, None, :2], tiles[:, :2]), torch.minimum(tiles[:, None, 2:], tiles[:, 2:])], dim=2)
     meet = (shared[..., 2:] > shared[..., :2]).all(dim=2).triu(diagonal=1)
     pairs = [torch.zeros(0, 2, dtype=torch.int64, device=boxes.device)]
@@ -163,7 +159,7 @@ def same_objects(boxes: Tensor, labels: Tensor, scores: Tensor, tile: Tensor, cu
         if len(of_a) and len(of_b):
             low, high = shared[a, b, :2].repeat(2), shared[a, b, 2:].repeat(2)
             overlap = box_iou(boxes[of_a].clamp(low, high), boxes[of_b].clamp(low, high))
-            agree = (overlap > threshold) & (labels[of_a, None] == labels[of_b]) & (cut[of_a, None] | cut[of_b])
+            agree = (overlap > threshold) & (labels[of_a, None] == labels[of_b])
             value = torch.where(agree, overlap * scores[of_a, None] * scores[of_b], 0.0)
             best = (value == value.amax(dim=1, keepdim=True)) & (value == value.amax(dim=0)) & agree
             first, second = best.nonzero(as_tuple=True)

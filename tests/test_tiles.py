@@ -70,7 +70,7 @@ def rows(found):
 sizes = st.tuples(st.integers(0, 10**6), st.integers(1, 200), st.integers(1, 200), st.sampled_from([0.2, 0.3, 0.55, 0.8]))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(sizes, st.booleans(), st.booleans())
 def test_objects_smaller_than_the_overlap_are_found_as_without_tiles(sizes, parts, whole):
     seed, width, height, overlap = sizes
@@ -81,7 +81,7 @@ def test_objects_smaller_than_the_overlap_are_found_as_without_tiles(sizes, part
     assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(sizes)
 def test_so_are_objects_that_overlap_each_other(sizes):
     seed, width, height, overlap = sizes
@@ -90,7 +90,7 @@ def test_so_are_objects_that_overlap_each_other(sizes):
     assert rows(Tiled(Drawn(pixels, nms=False), 50, overlap, whole=False)(image[None])[0]) == rows(expected)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(sizes, st.booleans())
 def test_parts_of_larger_objects_become_one(sizes, whole):
     seed, width, height, overlap = sizes
@@ -107,14 +107,6 @@ def test_with_a_network_that_sees_the_whole_image_smaller(seed, parts, sides):
     overlaps = box_iou(expected["boxes"], found["boxes"]) * (expected["labels"][:, None] == found["labels"])
     assert ((overlaps > 0.4).sum(dim=1) == 1).all()  # once each
     assert sides[0] > 13 or (overlaps.amax(dim=1) == 1).all()  # and small ones as exactly as the tiles see them
-
-
-def test_a_part_does_not_move_the_box_of_a_tile_that_sees_the_whole():
-    network = Scripted({(0, 0): [[20.0, 0, 98, 50]], (60, 0): [[0.0, 1, 45, 52]]}, scores={(60, 0): 0.9, (0, 0): 0.4})
-    found = Tiled(network, 100, 0.4, whole=False)(torch.zeros(1, 3, 100, 160, dtype=torch.uint8))[0]
-    # the right tile begins at 60 and calls it a part; the left ends it 2 pixels before its edge, which is whole
-    assert found["boxes"].tolist() == [[20, 0, 98, 50]]
-    assert found["scores"].tolist() == pytest.approx([0.9])
 
 
 def test_a_poor_box_does_not_grow_a_good_one():
