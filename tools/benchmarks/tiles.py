@@ -15,7 +15,7 @@ from torch import Tensor
 from lit_detect import SSD, COCOMeanAveragePrecision, DigitsCOCO
 
 
-def main(ckpt_path: str, columns: int = 5, rows: int = 4, overlaps: list[float] = [0.25, 0.5, 0.7]) -> None:  # noqa: B006
+def main(ckpt_path: str, columns: int = 5, rows: int = 4, overlaps: list[float] = [0.25, 0.5]) -> None:  # noqa: B006
     """Print AP and time.
 
     Args:
