@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 NAMES = {  # what the package gives, by the modules that have it; a module is imported when one of its names is first asked for
     "boxes": ["Anchors"],
-    "callbacks": ["DetectionPictures", "PredictionWriter", "ResultsTable"],
+    "callbacks": ["DetectionPictures", "ResultsTable"],
     "data.annotated": ["AnnotatedImages"],
     "data.coco": ["COCODetection"],
     "data.colours": ["RandomPhotometricDistort"],
@@ -16,6 +16,7 @@ NAMES = {  # what the package gives, by the modules that have it; a module is im
     "data.digits": ["DigitsCOCO", "DigitsVOC"],
     "data.folder": ["ImageFolder"],
     "data.transforms": ["RandomIoUCrop", "RandomZoomOut"],
+    "data.video": ["Video"],
     "data.voc": ["VOCDetection"],
     "data.windows": ["LargeScaleJitter", "RandomResizedZoom", "RandomShortestSize", "WindowTransform"],
     "data.yolo": ["YOLODetection"],
@@ -34,6 +35,8 @@ NAMES = {  # what the package gives, by the modules that have it; a module is im
     "models.ssd": ["SSD", "SSDLite"],
     "models.vgg": ["VGG16"],
     "models.yolo": ["YOLOv3"],
+    "predictions": ["PredictionWriter"],
+    "tiles": ["Tiled", "Tiles"],
     "visualize": ["draw_detections"],
 }
 HOMES = {name: f"lit_detect.{module}" for module, names in NAMES.items() for name in names}
@@ -41,7 +44,6 @@ HOMES = {name: f"lit_detect.{module}" for module, names in NAMES.items() for nam
 if TYPE_CHECKING:  # the same, for editors and type checkers
     from lit_detect.boxes import Anchors as Anchors
     from lit_detect.callbacks import DetectionPictures as DetectionPictures
-    from lit_detect.callbacks import PredictionWriter as PredictionWriter
     from lit_detect.callbacks import ResultsTable as ResultsTable
     from lit_detect.data.annotated import AnnotatedImages as AnnotatedImages
     from lit_detect.data.coco import COCODetection as COCODetection
@@ -54,6 +56,7 @@ if TYPE_CHECKING:  # the same, for editors and type checkers
     from lit_detect.data.folder import ImageFolder as ImageFolder
     from lit_detect.data.transforms import RandomIoUCrop as RandomIoUCrop
     from lit_detect.data.transforms import RandomZoomOut as RandomZoomOut
+    from lit_detect.data.video import Video as Video
     from lit_detect.data.voc import VOCDetection as VOCDetection
     from lit_detect.data.windows import LargeScaleJitter as LargeScaleJitter
     from lit_detect.data.windows import RandomResizedZoom as RandomResizedZoom
@@ -90,6 +93,9 @@ if TYPE_CHECKING:  # the same, for editors and type checkers
     from lit_detect.models.ssd import SSDLite as SSDLite
     from lit_detect.models.vgg import VGG16 as VGG16
     from lit_detect.models.yolo import YOLOv3 as YOLOv3
+    from lit_detect.predictions import PredictionWriter as PredictionWriter
+    from lit_detect.tiles import Tiled as Tiled
+    from lit_detect.tiles import Tiles as Tiles
     from lit_detect.visualize import draw_detections as draw_detections
 else:
     __all__ = ["__version__", *HOMES]

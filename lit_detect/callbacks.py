@@ -1,4 +1,4 @@
-"""What a run leaves behind: results, a picture of detections, files of predictions."""
+"""What a run leaves behind: results, a picture of detections."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -16,10 +14,10 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from lit_detect.results import results, results_tables
+from lit_detect.results import coco_results, results, results_tables
 from lit_detect.visualize import draw_detections, montage
 
-__all__ = ["DetectionPictures", "PredictionWriter", "ResultsTable"]
+__all__ = ["DetectionPictures", "ResultsTable"]
 
 log = logging.getLogger(__name__)
 
@@ -111,77 +109,3 @@ class DetectionPictures(Callback):
             montage(self.pictures).save(path)
             print(f"detections drawn: {path} ({self.drawn} that score {self.score_threshold} or more on {len(self.pictures)} images)")
         self.pictures, self.drawn = [], 0
-
-
-class PredictionWriter(Callback):
-    """Write what `predict` finds: ``predictions.json`` in COCO's results format, and the images with boxes drawn on them.
-
-    Each result has COCO's ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels) and ``score``, and also
-    ``category_name`` and ``file_name``.
-
-    Args:
-        folder: where to write; by default ``predictions`` beside the run.
-        draw: draw images too.
-        score_threshold: draw detections that score at least this, 0..1; the JSON has all that the detector gives.
-    """
-
-    def __init__(self, folder: str | None = None, draw: bool = True, score_threshold: float = 0.5) -> None:
-        self.folder, self.draw, self.score_threshold = folder, draw, score_threshold
-        self.output = Path()
-        self.results: list[dict[str, Any]] = []
-        self.seen: list[int] = []
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        beside_the_run = run_folder(trainer) / "predictions"
-        self.output = Path(self.folder) if self.folder else beside_the_run
-
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
-        for image, found, target in zip(batch[0], outputs, batch[1], strict=True):
-            index = int(target["image_id"])
-            name = trainer.datamodule.splits["predict"].file_name(index)  # type: ignore[attr-defined]
-            self.seen.append(index)
-            found_here = coco_results(found, index, pl_module.category_ids)  # type: ignore[arg-type]
-            names = [pl_module.classes[label - 1] for label in found["labels"].tolist()]  # type: ignore[index]
-            named = zip(found_here, names, strict=True)
-            self.results += [{**one, "file_name": name, "category_name": category} for one, category in named]
-            if self.draw:
-                path = self.output / "images" / f"{name}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                draw_detections(image, found, pl_module.classes, self.score_threshold).save(path)  # type: ignore[arg-type]
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        results, seen = gathered(self.results), set(gathered(self.seen))
-        self.results, self.seen = [], []
-        if not trainer.is_global_zero:
-            return
-        dataset = trainer.datamodule.splits["predict"]  # type: ignore[attr-defined]
-        path = self.output / "predictions.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(results, indent=1))
-        print(f"predictions: {path} ({len(results)} detections on {len(seen)} images)")
-        unread = [dataset.file_name(index) for index in range(len(dataset)) if index not in seen]
-        if unread:
-            print(f"could not read {len(unread)} of {len(dataset)} images, which were skipped: {', '.join(unread)}")
-
-
-def coco_results(detections: dict[str, Tensor], image_id: int, category_ids: list[int]) -> list[dict[str, Any]]:
-    """One image's detections in COCO's results format."""
-    columns = (detections[name].tolist() for name in ("boxes", "labels", "scores"))
-    return [
-        {
-            "image_id": image_id,
-            "category_id": category_ids[label - 1],
-            "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
-            "score": round(score, 5),
-        }
-        for (x1, y1, x2, y2), label, score in zip(*columns, strict=True)
-    ]
-
-
-def gathered(items: list[Any]) -> list[Any]:
-    """The items of all ranks in the order of ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return items
-    parts: list[list[Any]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, items)
-    return [item for part in parts for item in part]

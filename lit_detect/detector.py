@@ -304,6 +304,12 @@ class Detector(LightningModule):
             schedulers.append({"scheduler": warmup, "interval": "step"})
         return [optimizer], schedulers
 
+    def predict(self, images: Any, **arguments: Any) -> list[dict[str, Tensor]]:
+        """Detections on images, a folder or a video: see `lit_detect.predict.predict`, which has the arguments."""
+        from lit_detect.predict import predict  # which needs the reading of data, as a detector does not
+
+        return predict(self, images, **arguments)
+
 
 def remember_weights(detector: Detector, incompatible: Any) -> None:
     """A detector that was given weights, by a checkpoint or by hand, is not to start from the backbone's."""

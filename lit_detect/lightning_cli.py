@@ -12,10 +12,12 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lit_detect
 from lit_detect import DetectionDataModule, Detector
-from lit_detect.callbacks import DetectionPictures, PredictionWriter, ResultsTable
+from lit_detect.callbacks import DetectionPictures, ResultsTable
 from lit_detect.data.presets import RESIZING_PRESETS
 from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
+from lit_detect.predictions import PredictionWriter
+from lit_detect.tiles import Tiles
 
 __all__ = ["DetectionCLI", "read_config"]
 
@@ -50,6 +52,7 @@ class DetectionCLI(LightningCLI):
         )
         parser.add_lightning_class_args(DetectionPictures, "pictures")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(Tiles, "tiles")
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is.

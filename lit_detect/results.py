@@ -16,8 +16,9 @@ from torch import Tensor
 from lit_detect.analysis import average_precision, best_f1
 from lit_detect.error_types import error_costs
 from lit_detect.matches import column, match_detections
+from lit_detect.metrics import xywh
 
-__all__ = ["results", "results_tables"]
+__all__ = ["coco_results", "results", "results_tables"]
 
 AVERAGES = {
     "map": "AP",
@@ -109,3 +110,16 @@ def table(*headers: str) -> Table:
     made = Table(*(Column(header, justify="right") for header in headers), box=SIMPLE_HEAD, show_edge=False, collapse_padding=True)
     made.columns[0].justify, made.columns[0].no_wrap = "left", True
     return made
+
+
+def coco_results(detections: dict[str, Tensor], image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """One image's detections in COCO's results format.
+
+    Boxes are to a thousandth of a pixel and scores to the last digit, as the metric sees them: AP of the file is that of the run.
+    """
+    rows = zip(xywh(detections["boxes"]).tolist(), detections["labels"].tolist(), detections["scores"].numpy(), strict=True)
+    return [
+        # the shortest number that is this float32
+        {"image_id": image_id, "category_id": category_ids[label - 1], "bbox": box, "score": float(str(score))}
+        for box, label, score in rows
+    ]

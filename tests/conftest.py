@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
@@ -247,3 +247,15 @@ def coco_files(tmp_path: Path) -> tuple[Path, Path]:
 def write_image(path: Path, height: int, width: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     cv2.imwrite(str(path), pixels)
+
+
+def write_video(path: Path, frames: Sequence[np.ndarray], rate: float = 10.0, codec: str = "mp4v") -> Path:
+    """A video of RGB frames."""
+    height, width = frames[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), rate, (width, height))
+    if not writer.isOpened():
+        pytest.skip(f"needs an OpenCV that encodes {codec}")
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    writer.release()
+    return path

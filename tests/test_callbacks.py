@@ -1,26 +1,10 @@
 import json
 
-import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from lit_detect.callbacks import ResultsTable, coco_results
+from lit_detect.callbacks import ResultsTable
 from tests.conftest import DETECTORS, random_batch
-
-
-def test_results_keep_the_data_sets_own_category_ids():
-    found = {"boxes": torch.tensor([[1.0, 2, 11, 22]]), "labels": torch.tensor([3]), "scores": torch.tensor([0.25])}
-    assert coco_results(found, 42, [3, 7, 90]) == [{"image_id": 42, "category_id": 90, "bbox": [1, 2, 10, 20], "score": 0.25}]
-
-
-def test_results_are_what_pycocotools_reads(tmp_path, coco_files):
-    from pycocotools.coco import COCO
-
-    found = {"boxes": torch.tensor([[10.0, 10, 30, 40]]), "labels": torch.tensor([3]), "scores": torch.tensor([0.9])}
-    path = tmp_path / "predictions.json"
-    path.write_text(json.dumps(coco_results(found, 7, [3, 7, 90])))
-    loaded = COCO(str(coco_files[1])).loadRes(str(path))
-    assert [(a["image_id"], a["category_id"], a["bbox"]) for a in loaded.anns.values()] == [(7, 90, [10, 10, 20, 30])]
 
 
 def test_validate_and_test_leave_their_results_and_detections_side_by_side(tmp_path, capsys):

@@ -5,7 +5,7 @@ import torch
 from rich.console import Console
 
 from lit_detect import COCOMeanAveragePrecision
-from lit_detect.results import results, results_tables
+from lit_detect.results import coco_results, results, results_tables
 from tests.test_metrics import random_images
 
 
@@ -63,3 +63,18 @@ def test_of_many_classes_the_lowest_and_the_highest_are_shown_within_a_terminal(
     assert len(rows) == 24
     by_ap = sorted(one["ap"] for one in found["classes"].values() if "ap" in one)
     assert [float(row.split()[3]) for row in rows] == pytest.approx([*by_ap[:12], *by_ap[-12:]], abs=5e-4)
+
+
+def test_results_keep_the_data_sets_own_category_ids():
+    found = {"boxes": torch.tensor([[1.0, 2, 11, 22]]), "labels": torch.tensor([3]), "scores": torch.tensor([0.25])}
+    assert coco_results(found, 42, [3, 7, 90]) == [{"image_id": 42, "category_id": 90, "bbox": [1, 2, 10, 20], "score": 0.25}]
+
+
+def test_results_are_what_pycocotools_reads(tmp_path, coco_files):
+    from pycocotools.coco import COCO
+
+    found = {"boxes": torch.tensor([[10.0, 10, 30, 40]]), "labels": torch.tensor([3]), "scores": torch.tensor([0.9])}
+    path = tmp_path / "predictions.json"
+    path.write_text(json.dumps(coco_results(found, 7, [3, 7, 90])))
+    loaded = COCO(str(coco_files[1])).loadRes(str(path))
+    assert [(a["image_id"], a["category_id"], a["bbox"]) for a in loaded.anns.values()] == [(7, 90, [10, 10, 20, 30])]

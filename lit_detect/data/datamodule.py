@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from lit_detect.data.dataset import Concatenation, DetectionDataset
 from lit_detect.data.feed import EpochSampler, Feed, collate, one_thread
-from lit_detect.data.folder import ImageFolder
+from lit_detect.data.folder import to_predict
 from lit_detect.data.presets import preset
 from lit_detect.errors import InputError
 
@@ -30,7 +30,7 @@ class DetectionDataModule(LightningDataModule):
         train: a data set, or several of the same classes.
         val: likewise.
         test: likewise.
-        predict: a folder of images, or one image.
+        predict: a folder of images, one image, or a video.
         transforms: for training: the name of a preset (``ssd``, ``ssdlite``, ``hflip``, ``multiscale``, ``lsj``: see `preset`), or
             albumentations transforms in order. Images are not normalised here, and resized only if a transform does it; the network
             does both.
@@ -72,7 +72,7 @@ class DetectionDataModule(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        self.splits = {"train": train, "val": val, "test": test, "predict": None if predict is None else ImageFolder(predict)}
+        self.splits = {"train": train, "val": val, "test": test, "predict": None if predict is None else to_predict(predict)}
         if zoom is not None and not isinstance(transforms, str):
             got = "none" if transforms is None else "a list, which says itself whether it zooms"
             raise InputError(f"Expected the name of a preset as transforms, which zoom changes, but got {got}.")

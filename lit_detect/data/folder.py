@@ -9,9 +9,10 @@ import numpy as np
 
 from lit_detect.data.dataset import DetectionDataset, Target
 from lit_detect.data.images import IMAGE_SUFFIXES, read_header, read_image
+from lit_detect.data.video import VIDEO_SUFFIXES, Video
 from lit_detect.errors import InputError
 
-__all__ = ["ImageFolder"]
+__all__ = ["ImageFolder", "to_predict"]
 
 
 class ImageFolder(DetectionDataset):
@@ -48,3 +49,8 @@ class ImageFolder(DetectionDataset):
 
     def file_name(self, index: int) -> str:
         return str(self.files[index].relative_to(self.path)) if self.path.is_dir() else self.path.name
+
+
+def to_predict(path: str) -> DetectionDataset:
+    """The images of a folder or a file, or the frames of a video, as its suffix says."""
+    return Video(path) if path.lower().endswith(VIDEO_SUFFIXES) and not Path(path).is_dir() else ImageFolder(path)
