@@ -1,7 +1,7 @@
 """Train, evaluate and compare object detectors: SSD and Faster R-CNN and their relatives, on Lightning."""
 
 from lit_detect.boxes import Anchors
-from lit_detect.callbacks import DetectionPictures, PredictionWriter, ResultsTable
+from lit_detect.callbacks import PredictionWriter, ResultsTable
 from lit_detect.data import (
     AnnotatedImages,
     COCODetection,
@@ -36,7 +36,8 @@ from lit_detect.models.rfcn import RFCN
 from lit_detect.models.ssd import SSD, SSDLite
 from lit_detect.models.vgg import VGG16
 from lit_detect.models.yolo import YOLOv3
-from lit_detect.visualize import draw_detections
+from lit_detect.pictures import DetectionPictures
+from lit_detect.visualize import draw_against_targets, draw_detections
 
 __version__ = "0.1.0"
 
@@ -93,5 +94,6 @@ __all__ = [
     "YOLOLoss",
     "YOLOv3",
     "__version__",
+    "draw_against_targets",
     "draw_detections",
 ]

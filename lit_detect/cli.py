@@ -16,12 +16,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lit_detect
-from lit_detect.callbacks import DetectionPictures, PredictionWriter, ResultsTable
+from lit_detect.callbacks import PredictionWriter, ResultsTable
 from lit_detect.data import DetectionDataModule
 from lit_detect.data.presets import RESIZING_PRESETS
 from lit_detect.data.yolo import read_yaml
 from lit_detect.detector import Detector
 from lit_detect.errors import InputError
+from lit_detect.pictures import DetectionPictures
 
 __all__ = ["DetectionCLI", "main", "read_config"]
 
@@ -30,7 +31,12 @@ PACKAGE = Path(lit_detect.__file__).parent
 CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), None)
 
 EPILOG = "For data there are also `lit-detect audit` and `lit-detect convert`, each with a --help of its own."
-VERBS = {"audit": "lit_detect.data.audit", "convert": "lit_detect.data.convert"}  # beside Lightning's; each is a function of that module
+VERBS = {  # beside Lightning's; each is a function of that module
+    "audit": "lit_detect.data.audit",
+    "convert": "lit_detect.data.convert",
+    "report": "lit_detect.report",
+    "visualize": "lit_detect.views",
+}
 
 HARMLESS = (
     "(?s).*Dump of a value that does not round-trip",  # albumentations types ranges as tuples; it takes lists too
