@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentError, Namespace, auto_cli
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -192,7 +192,9 @@ def main(args: Sequence[str] | None = None) -> None:
         if arguments and arguments[0] in VERBS:
             verb = arguments[0]
             function = getattr(importlib.import_module(VERBS[verb]), verb)
-            auto_cli(function, args=arguments[1:], as_positional=False, prog=f"lit-detect {verb}")
+            parser = ArgumentParser(prog=f"lit-detect {verb}")  # not auto_cli, which has a --config of its own
+            parser.add_function_arguments(function, as_positional=False)
+            function(**parser.parse_args(arguments[1:]).as_dict())
             return
         # sys.argv and not args, which Lightning takes for a call from Python; ranks that it starts run the same command again
         sys.argv[1:] = arguments
