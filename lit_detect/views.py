@@ -25,7 +25,7 @@ from lit_detect.models.inputs import Inputs
 from lit_detect.models.two_stage import TwoStageNetwork
 from lit_detect.visualize import DASHED, TRUE, Outline, colour, draw_boxes, draw_detections, montage, with_caption
 
-__all__ = ["draw_anchors", "draw_data", "draw_proposals", "load_detector", "visualize"]
+__all__ = ["draw_anchors", "draw_data", "draw_proposals", "load_checkpoint", "visualize"]
 
 GREY = (90, 90, 90)
 WIDTH = 400  # pixels of a panel
@@ -85,10 +85,11 @@ def draw_config(config: str, what: str, ckpt_path: str | None, epochs: int, prop
 
     if what == "proposals" and ckpt_path is None:
         raise InputError("Expected --ckpt_path, since proposals have to be learnt.")
-    data, detector = read_config(config, with_model=ckpt_path is None)
-    detector = load_detector(ckpt_path) if ckpt_path is not None else detector
+    data, detector = read_config(config)
     if detector is None and what != "data":
         raise InputError(f"Expected a model in {config}, whose {what} are to be drawn.")
+    if detector is not None and ckpt_path is not None:
+        load_checkpoint(detector, Path(ckpt_path))
     split = "val" if what == "proposals" else "train"
     data.setup("validate" if split == "val" else "fit")
     feed, dataset = data.feeds[split], data.feeds[split].dataset
@@ -106,20 +107,25 @@ def draw_config(config: str, what: str, ckpt_path: str | None, epochs: int, prop
             yield sheet_of(panels)
 
 
-def load_detector(path: str) -> Detector:
-    """The detector of a checkpoint, whatever its class.
+def load_checkpoint(detector: Detector, path: Path) -> dict[str, Any]:
+    """Give a detector the weights of a checkpoint.
+
+    Returns:
+        The rest of the checkpoint.
 
     Raises:
-        InputError: no such file, or not a checkpoint of plain data.
+        InputError: no such file, not a checkpoint of plain data, or another detector's.
     """
     try:
-        return Detector.load_from_checkpoint(path, map_location="cpu", weights_only=True).eval()
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        detector.load_state_dict(checkpoint.pop("state_dict"))
     except OSError as error:
         raise InputError(f"Expected a checkpoint but could not read {path}: {error.strerror}.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise InputError(
-            f"Expected a checkpoint of a detector but {path} is damaged, another's, or holds code, which is not run."
-        ) from error
+    except (pickle.UnpicklingError, EOFError, KeyError) as error:
+        raise InputError(f"Expected a checkpoint of plain data but {path} is damaged or holds code, which is not run.") from error
+    except RuntimeError as error:
+        raise InputError(f"Expected a checkpoint of {type(detector).__name__} as configured but got {path}: {str(error)[:300]}") from error
+    return checkpoint
 
 
 def size(image: Tensor) -> str:
@@ -141,12 +147,13 @@ def draw_target(image: Tensor, target: Target, classes: Sequence[str]) -> Image.
 def sheet_of(panels: Panels) -> Image.Image:
     """Panels side by side, each under its caption."""
     scaled = [(text, montage([picture], width=WIDTH)) for text, picture in panels]
-    return montage([with_caption(picture, [(text, GREY)]) for text, picture in scaled], width=WIDTH)
+    return montage([with_caption(picture, [(text, GREY)]) for text, picture in scaled], columns=min(len(panels), 5), width=WIDTH)
 
 
 def seen(inputs: Inputs, module: Any) -> Tensor:
     """The first image of a batch as it is normalised, in colours again: ``(3, H, W)`` uint8 with padding."""
-    return (inputs.images * module.std + module.mean)[0].round().clamp(0, 255).byte()
+    image: Tensor = (inputs.images * module.std + module.mean)[0]
+    return image.round().clamp(0, 255).byte()
 
 
 def draw_data(feed: Feed, position: int, network: nn.Module | None, classes: Sequence[str], epochs: int) -> Panels:
