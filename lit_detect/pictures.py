@@ -92,7 +92,7 @@ def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> N
         picture: what is shown.
         step: the trainer's.
     """
-    experiment = getattr(logger, "experiment", None)
+    experiment: Any = getattr(logger, "experiment", None)
     if hasattr(logger, "log_image"):  # Weights & Biases
         logger.log_image(name, [picture], step=step)
     elif hasattr(experiment, "add_image"):  # TensorBoard

@@ -10,10 +10,10 @@ from xml.etree.ElementTree import Element, SubElement, tostring
 import numpy as np
 from markupsafe import Markup
 
-__all__ = ["Chart", "Series", "columns", "lines", "thinned"]
+__all__ = ["Chart", "Series", "columns", "lines", "thinned", "ticks"]
 
 WIDTH, HEIGHT = 400, 250  # what a phone shows one to one, so that letters stay as large as the text
-LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 44, 18, 10, 40
 COLOURS = 8  # variables --c0 to --c7 of the page
 
 
@@ -136,11 +136,6 @@ def lines(
     if y_range is None:
         y_range = (min(0.0, float(every_y.min(initial=0))), float(every_y.max(initial=0)) * 1.05 or 1.0)
     frame = Frame(title, x_label, x_range, y_range)
-    if mark is not None:
-        x = frame.x(mark[0])
-        frame.add("line", "mark", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM)
-        near_end = x > WIDTH - 110
-        frame.add("text", "label end" if near_end else "label", mark[1], x=x - 5 if near_end else x + 5, y=HEIGHT - BOTTOM - 8)
     for one in series:
         good = np.isfinite(one.x) & np.isfinite(one.y)
         for part in np.split(np.arange(len(good)), np.flatnonzero(~good)):
@@ -149,9 +144,14 @@ def lines(
             style = f"stroke: {one.css}; stroke-width: {one.width}" + ("; stroke-dasharray: 5 4" if one.dashed else "")
             if len(points) > 1:
                 SubElement(frame.svg, "polyline", {"class": "line", "style": style, "points": path})
-            if one.dots or len(points) == 1:
-                for x, y in points:
-                    frame.add("circle", "", style=f"fill: {one.css}", cx=x, cy=y, r=3)
+            for x, y in points if one.dots else ():
+                frame.add("circle", "", style=f"fill: {one.css}", cx=x, cy=y, r=3)
+    if mark is not None:
+        x, near_end = frame.x(mark[0]), frame.x(mark[0]) > WIDTH - 110
+        high = bool(len(every_y)) and float(np.mean([one.y[-1] for one in series if len(one.y)])) > (y_range[0] + y_range[1]) / 2
+        frame.add("line", "mark", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM)
+        y = HEIGHT - BOTTOM - 8 if high else TOP + 14  # where the lines are not
+        frame.add("text", "label end" if near_end else "label", mark[1], x=x - 5 if near_end else x + 5, y=y)
     return Chart(frame.markup(), [(one.name, one.css) for one in series if one.name])
 
 

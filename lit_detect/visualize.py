@@ -44,7 +44,7 @@ def draw_boxes(image: Tensor, outlines: Sequence[Outline]) -> Image.Image:
 
     Args:
         image: ``(3, H, W)`` uint8 RGB.
-        outlines: the boxes, the first on top; all labels are over all lines.
+        outlines: the boxes, the first on top. Labels are over all lines; one that would cover another before it is left out.
 
     Returns:
         The picture, enlarged if its shorter side is under 320 pixels.
@@ -53,14 +53,18 @@ def draw_boxes(image: Tensor, outlines: Sequence[Outline]) -> Image.Image:
     scale = max(1.0, LEAST_SIDE / min(picture.size))
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(max(12, round(min(picture.size) / 30)))
-    width = max(2, round(min(picture.size) / 200))
-    scaled = [outline._replace(box=[side * scale for side in outline.box]) for outline in reversed(outlines)]
-    for outline in scaled:
+    font = ImageFont.load_default(max(12, round(min(picture.size) / 24)))
+    width = max(2, round(min(picture.size) / 130))
+    scaled = [outline._replace(box=[side * scale for side in outline.box]) for outline in outlines]
+    for outline in reversed(scaled):
         draw_line(draw, outline, width)
+    labels: list[tuple[float, float, float, float]] = []
     for outline in scaled:
-        if outline.text:
-            draw_label(draw, outline, font, picture.size)
+        x1, y1, x2, y2 = label = label_box(outline, font, picture.size)
+        if outline.text and not any(x1 < right and left < x2 and y1 < below and above < y2 for left, above, right, below in labels):
+            labels.append(label)
+            draw.rectangle(label, fill=outline.colour)
+            draw.text((x1 + 2, y1 + 1), outline.text, fill="white", font=font)
     return picture
 
 
@@ -80,17 +84,16 @@ def draw_line(draw: ImageDraw.ImageDraw, outline: Outline, width: int) -> None:
             draw.rectangle([x, max(y1, start), x + width - 1, min(start + dash - 1, y2)], fill=outline.colour)
 
 
-def draw_label(
-    draw: ImageDraw.ImageDraw, outline: Outline, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, size: tuple[int, int]
-) -> None:
-    """The text of a box over its upper left corner, or inside of it where there is no room; dotted ones have it under them."""
-    _, _, width, height = font.getbbox(outline.text)
-    x = min(max(outline.box[0], 0), max(0, size[0] - width - 4))
-    y = outline.box[1] - height - 4 if outline.box[1] > height + 4 else outline.box[1]
+def label_box(
+    outline: Outline, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """Where a box's label is: over its upper left corner, or in it where there is no room; under the box if that is dotted."""
+    _, _, width, height = (side + 4 for side in font.getbbox(outline.text))
+    x = min(max(outline.box[0], 0), max(0, size[0] - width))
+    y = outline.box[1] - height if outline.box[1] > height else outline.box[1]
     if outline.dash == DOTTED:
-        y = outline.box[3] if outline.box[3] < size[1] - height - 4 else outline.box[3] - height - 4
-    draw.rectangle([x, y, x + width + 4, y + height + 4], fill=outline.colour)
-    draw.text((x + 2, y + 1), outline.text, fill="white", font=font)
+        y = outline.box[3] if outline.box[3] < size[1] - height else outline.box[3] - height
+    return x, y, x + width, y + height
 
 
 def draw_detections(image: Tensor, detections: dict[str, Tensor], classes: Sequence[str], score_threshold: float = 0.5) -> Image.Image:
