@@ -51,7 +51,7 @@ def report(
     config: str | None = None,
     ckpt_path: str | None = None,
     out: str | None = None,
-    split: Literal["val", "test"] = "val",
+    split: Literal["val", "test"] | None = None,
     images: int = 8,
     score_threshold: float | None = None,
     device: str | None = None,
@@ -66,7 +66,7 @@ def report(
         config: in place of a run: a training config.
         ckpt_path: the checkpoint; of a run ``best.ckpt`` by default, or else ``last.ckpt``.
         out: the file to write; by default ``report.html`` in the run's folder, or here.
-        split: the data to evaluate on.
+        split: the data to evaluate on; by default ``val``, or ``test`` where there is none.
         images: how many of the worst and of the best to show.
         score_threshold: detections that score at least this are shown and counted, 0..1; by default where F1 is largest.
         device: ``cpu`` or ``cuda``; by default a GPU if there is one.
@@ -84,6 +84,7 @@ def report(
     if detector is None:
         raise InputError(f"Expected a model in {config_file} but there is none.")
     checkpoint = load_checkpoint(detector, checkpoint_file)
+    split = split or ("test" if data.splits["val"] is None else "val")
     data.setup("validate" if split == "val" else "test")
     loader = cast("DataLoader[Any]", data.val_dataloader() if split == "val" else data.test_dataloader())
     evaluation = evaluate(detector, loader, device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -23,7 +23,7 @@ from lit_detect.errors import InputError
 from lit_detect.models.dense import DenseNetwork, class_layers
 from lit_detect.models.inputs import Inputs
 from lit_detect.models.two_stage import TwoStageNetwork
-from lit_detect.visualize import DASHED, TRUE, Outline, colour, draw_boxes, draw_detections, montage, with_caption
+from lit_detect.visualize import DASHED, EDGE, TRUE, Outline, colour, draw_boxes, draw_detections, montage, with_caption
 
 __all__ = ["draw_anchors", "draw_data", "draw_proposals", "load_checkpoint", "visualize"]
 
@@ -51,7 +51,7 @@ def visualize(
         config: a training config, or the ``config.yaml`` of a run.
         what: ``data``: training images as they are, and as the network gets them in several epochs, augmented and in its size;
             ``anchors``: on each feature map, those that training images' boxes are matched to; ``proposals``: a two-stage detector's
-            best on validation images, before its second stage.
+            best on validation or test images, before its second stage.
         ckpt_path: the detector's checkpoint, for proposals.
         predictions: in place of a config: a file as ``predict`` writes it.
         images: the folder that the predictions are of.
@@ -90,8 +90,9 @@ def draw_config(config: str, what: str, ckpt_path: str | None, epochs: int, prop
         raise InputError(f"Expected a model in {config}, whose {what} are to be drawn.")
     if detector is not None and ckpt_path is not None:
         load_checkpoint(detector, Path(ckpt_path))
-    split = "val" if what == "proposals" else "train"
-    data.setup("validate" if split == "val" else "fit")
+    held_out = [name for name in ("val", "test") if data.splits[name] is not None]
+    split = held_out[0] if what == "proposals" and held_out else "train"
+    data.setup({"train": "fit", "val": "validate", "test": "test"}[split])
     feed, dataset = data.feeds[split], data.feeds[split].dataset
     as_it_is = Feed(dataset, indices=feed.indices)
     for position, index in enumerate(feed.indices):
@@ -146,7 +147,7 @@ def draw_target(image: Tensor, target: Target, classes: Sequence[str]) -> Image.
 
 def sheet_of(panels: Panels) -> Image.Image:
     """Panels side by side, each under its caption."""
-    scaled = [(text, montage([picture], width=WIDTH)) for text, picture in panels]
+    scaled = [(text, montage([picture], width=WIDTH - EDGE)) for text, picture in panels]
     return montage([with_caption(picture, [(text, GREY)]) for text, picture in scaled], columns=min(len(panels), 5), width=WIDTH)
 
 

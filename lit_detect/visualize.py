@@ -14,6 +14,7 @@ from lit_detect.analysis import match_detections
 __all__ = ["Outline", "draw_against_targets", "draw_boxes", "draw_detections", "montage", "with_caption"]
 
 LEAST_SIDE = 320  # pixels: smaller images are enlarged, so that names can be read
+EDGE = 6  # pixels between pictures with captions
 Colour = tuple[int, int, int]
 TRUE, FALSE, MISSED = (
     (0, 122, 90),
@@ -179,14 +180,14 @@ def montage(pictures: Sequence[Image.Image], columns: int = 4, width: int = 400)
 
 
 def with_caption(picture: Image.Image, parts: Sequence[tuple[str, Colour]]) -> Image.Image:
-    """A picture under a line of text.
+    """A picture under a line of text, with a white edge to its right.
 
     Args:
         picture: any.
         parts: pieces of the line and their colours.
     """
     font = ImageFont.load_default(18)
-    sheet = Image.new("RGB", (picture.width, picture.height + 28), "white")
+    sheet = Image.new("RGB", (picture.width + EDGE, picture.height + 28), "white")
     draw, x = ImageDraw.Draw(sheet), 6.0
     for text, ink in parts:
         draw.text((x, 4), text, fill=ink, font=font)
