@@ -197,17 +197,16 @@ def draw_anchors(detector: Detector, image: Tensor, target: Target) -> Panels:
     maps = list(network.backbone(inputs.images).values())
     if isinstance(network, DenseNetwork):
         found = network.anchors(inputs.images, maps)
-        anchors, matches = found.boxes, network.matcher(found, boxes)
-        layers = list(class_layers(network.head).values())
-        logits = len(network.criterion.logit_names(detector.classes))
-        an_anchor = [layers[number % len(layers)].out_channels // logits for number in range(len(maps))]  # one layer may be of all maps
+        anchors, matches, counts = found.boxes, network.matcher(found, boxes), list(found.per_map)
+        if not counts:  # SSD's: as many as its layers, of which each map has one, have outputs
+            logits, layers = len(network.criterion.logit_names(detector.classes)), class_layers(network.head).values()
+            counts = [layer.out_channels // logits * of_map[0, 0].numel() for layer, of_map in zip(layers, maps, strict=True)]
     else:
         generator = network.rpn.anchor_generator
         maps = maps[: len(generator.sizes)]  # R-FCN's other maps are for the second stage
         anchors = generator(ImageList(inputs.images, inputs.sizes), maps)[0]
         matches = network.rpn.proposal_matcher(box_iou(boxes, anchors))
-        an_anchor = generator.num_anchors_per_location()
-    counts = [per_cell * of_map.shape[-2] * of_map.shape[-1] for per_cell, of_map in zip(an_anchor, maps, strict=True)]
+        counts = [n * of_map[0, 0].numel() for n, of_map in zip(generator.num_anchors_per_location(), maps, strict=True)]
     panels, shown = [], seen(inputs, network.inputs)
     for of_map, found_here, matched in zip(maps, torch.split(anchors, counts), torch.split(matches, counts), strict=True):
         outlines = [Outline(box, "", colour(index + 1, len(boxes)), DASHED) for index, box in enumerate(boxes.tolist())]
