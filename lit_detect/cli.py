@@ -1,4 +1,4 @@
-"""The command line: ``python -m lit_detect {fit,validate,test,predict} --config FILE``, and verbs for data: ``audit``, ``convert``."""
+"""The command line: ``python -m lit_detect {fit,validate,test,predict} --config FILE``, and the verbs of `VERBS`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PACKAGE = Path(lit_detect.__file__).parent
 # in a wheel the configs lie inside the package, in a checkout beside it
 CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), None)
 
-EPILOG = "For data there are also `lit-detect audit` and `lit-detect convert`, each with a --help of its own."
+EPILOG = "There are also `lit-detect` audit, convert, report and visualize, each with a --help of its own."
 VERBS = {  # beside Lightning's; each is a function of that module
     "audit": "lit_detect.data.audit",
     "convert": "lit_detect.data.convert",

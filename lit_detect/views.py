@@ -12,16 +12,16 @@ from typing import Any, Literal, cast
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 from lit_detect.data.feed import Feed
 from lit_detect.data.images import inside, read_header, read_image
-from lit_detect.detector import Detector
+from lit_detect.detector import Detector, without_crowd
 from lit_detect.errors import InputError
 from lit_detect.models.dense import DenseNetwork, class_layers
-from lit_detect.models.inputs import Inputs
+from lit_detect.models.inputs import FixedSize, Inputs, ShortestSide
 from lit_detect.models.two_stage import TwoStageNetwork
 from lit_detect.visualize import DASHED, EDGE, TRUE, Outline, colour, draw_boxes, draw_detections, montage, with_caption
 
@@ -99,11 +99,11 @@ def draw_config(config: str, what: str, ckpt_path: str | None, epochs: int, prop
         image, target = cast("tuple[Tensor, Target]", as_it_is[position])
         panels = [(f"{dataset.file_name(index)}, {size(image)}", draw_target(image, target, data.classes))]
         if what == "data":
-            panels += draw_data(feed, position, detector and detector.network, data.classes, epochs)
-        elif what == "anchors" and len(target["boxes"]):
-            panels += draw_anchors(cast(Detector, detector), image, target)
-        elif what == "proposals" and len(target["boxes"]):
-            panels += draw_proposals(cast(Detector, detector), image, target, proposals)
+            panels += draw_data(feed, position, getattr(detector and detector.network, "inputs", None), data.classes, epochs)
+        elif len((learnt := without_crowd(target))["boxes"]) and what == "anchors":
+            panels += draw_anchors(cast(Detector, detector), image, learnt)
+        elif len(learnt["boxes"]):
+            panels += draw_proposals(cast(Detector, detector), image, learnt, proposals)
         if len(panels) > 1:
             yield sheet_of(panels)
 
@@ -151,28 +151,28 @@ def sheet_of(panels: Panels) -> Image.Image:
     return montage([with_caption(picture, [(text, GREY)]) for text, picture in scaled], columns=min(len(panels), 5), width=WIDTH)
 
 
-def seen(inputs: Inputs, module: Any) -> Tensor:
+def seen(inputs: Inputs, module: FixedSize | ShortestSide) -> Tensor:
     """The first image of a batch as it is normalised, in colours again: ``(3, H, W)`` uint8 with padding."""
     image: Tensor = (inputs.images * module.std + module.mean)[0]
     return image.round().clamp(0, 255).byte()
 
 
-def draw_data(feed: Feed, position: int, network: nn.Module | None, classes: Sequence[str], epochs: int) -> Panels:
-    """An image of a feed in several epochs, as the network gets it; without a network, as it is fed.
+def draw_data(feed: Feed, position: int, inputs: FixedSize | ShortestSide | None, classes: Sequence[str], epochs: int) -> Panels:
+    """An image of a feed in several epochs, as the network gets it; without its inputs, as it is fed.
 
     Args:
         feed: of training.
         position: of the image in it.
-        network: one with `inputs`, which draws its own sizes in training.
+        inputs: the network's, which may draw sizes of their own in training.
         classes: names of the labels 1..C.
         epochs: the number of versions.
     """
     panels = []
     for epoch in range(epochs):
         image, target = cast("tuple[Tensor, Target]", feed[epoch, position])
-        if network is not None:
-            inputs = network.inputs.train()([image])  # type: ignore[operator,union-attr]
-            image, target = seen(inputs, network.inputs), inputs.scale_targets([target])[0]
+        if inputs is not None:
+            batch = inputs.train()([image])
+            image, target = seen(batch, inputs), batch.scale_targets([target])[0]
         panels.append((f"epoch {epoch}: {size(image)}, boxes: {len(target['boxes'])}", draw_target(image, target, classes)))
     return panels
 

@@ -137,13 +137,13 @@ def test_only_two_stage_detectors_have_proposals():
 def test_the_networks_own_image_is_drawn(voc_root):
     dataset = VOCDetection(str(voc_root), "train", classes=CLASSES)
     feed = Feed(dataset, preset("ssd", 96), train=True)
-    network = DETECTORS["ssd"]().network
-    again = [draw_data(feed, 0, network, CLASSES, 3) for _ in range(2)]
+    inputs = DETECTORS["ssd"]().network.inputs
+    again = [draw_data(feed, 0, inputs, CLASSES, 3) for _ in range(2)]
     for (text, picture), (_, other) in zip(*again, strict=True):
         assert "96 x 96" in text
         np.testing.assert_array_equal(np.asarray(picture), np.asarray(other))  # an epoch's version is always the same
     assert (np.asarray(again[0][0][1]) != np.asarray(again[0][1][1])).mean() > 0.5
     plain = Feed(dataset)
-    (_, fed), (_, seen) = draw_data(plain, 4, None, CLASSES, 1)[0], draw_data(plain, 4, network, CLASSES, 1)[0]
+    (_, fed), (_, seen) = draw_data(plain, 4, None, CLASSES, 1)[0], draw_data(plain, 4, inputs, CLASSES, 1)[0]
     assert (fed.size, seen.size) == ((427, 320), (320, 320))  # the image without boxes, before and after the network's resizing
     assert abs(np.asarray(fed).mean() - np.asarray(seen).mean()) < 1
