@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 
 NAMES = {  # what the package gives, by the modules that have it; a module is imported when one of its names is first asked for
     "boxes": ["Anchors"],
-    "callbacks": ["DetectionPictures", "ResultsTable"],
+    "callbacks": ["ResultsTable"],
     "data.annotated": ["AnnotatedImages"],
     "data.coco": ["COCODetection"],
     "data.colours": ["RandomPhotometricDistort"],
@@ -35,15 +35,15 @@ NAMES = {  # what the package gives, by the modules that have it; a module is im
     "models.ssd": ["SSD", "SSDLite"],
     "models.vgg": ["VGG16"],
     "models.yolo": ["YOLOv3"],
+    "pictures": ["DetectionPictures"],
     "predictions": ["PredictionWriter"],
     "tiles": ["Tiled", "Tiles"],
-    "visualize": ["draw_detections"],
+    "visualize": ["draw_against_targets", "draw_detections"],
 }
 HOMES = {name: f"lit_detect.{module}" for module, names in NAMES.items() for name in names}
 
 if TYPE_CHECKING:  # the same, for editors and type checkers
     from lit_detect.boxes import Anchors as Anchors
-    from lit_detect.callbacks import DetectionPictures as DetectionPictures
     from lit_detect.callbacks import ResultsTable as ResultsTable
     from lit_detect.data.annotated import AnnotatedImages as AnnotatedImages
     from lit_detect.data.coco import COCODetection as COCODetection
@@ -93,9 +93,11 @@ if TYPE_CHECKING:  # the same, for editors and type checkers
     from lit_detect.models.ssd import SSDLite as SSDLite
     from lit_detect.models.vgg import VGG16 as VGG16
     from lit_detect.models.yolo import YOLOv3 as YOLOv3
+    from lit_detect.pictures import DetectionPictures as DetectionPictures
     from lit_detect.predictions import PredictionWriter as PredictionWriter
     from lit_detect.tiles import Tiled as Tiled
     from lit_detect.tiles import Tiles as Tiles
+    from lit_detect.visualize import draw_against_targets as draw_against_targets
     from lit_detect.visualize import draw_detections as draw_detections
 else:
     __all__ = ["__version__", *HOMES]

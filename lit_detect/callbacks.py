@@ -1,4 +1,4 @@
-"""What a run leaves behind: results, a picture of detections."""
+"""What a run leaves behind: its results; files of predictions are in `lit_detect.predictions`, pictures in `lit_detect.pictures`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,13 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
-from PIL import Image
 from rich.console import Console
-from torch import Tensor
 
 from lit_detect.results import coco_results, results, results_tables
-from lit_detect.visualize import draw_detections, montage
 
-__all__ = ["DetectionPictures", "ResultsTable"]
+__all__ = ["ResultsTable"]
 
 log = logging.getLogger(__name__)
-
-Detections = list[dict[str, Tensor]]
 
 
 class ResultsTable(Callback):
@@ -66,46 +61,3 @@ class ResultsTable(Callback):
 def run_folder(trainer: Trainer) -> Path:
     """Where a run's files go. To be asked for on all ranks at once, since the first tells the others."""
     return Path(trainer.log_dir or trainer.default_root_dir)
-
-
-class DetectionPictures(Callback):
-    """Draw the detections on the first images of `validate` and `test` into one ``detections.png`` beside the run.
-
-    Args:
-        images: how many; 0 for none.
-        score_threshold: draw detections that score at least this, 0..1.
-    """
-
-    def __init__(self, images: int = 12, score_threshold: float = 0.5) -> None:
-        self.images, self.score_threshold = images, score_threshold
-        self.pictures: list[Image.Image] = []
-        self.drawn = 0
-
-    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
-        if trainer.state.fn == TrainerFn.VALIDATING:
-            self.draw(pl_module, outputs["detections"], batch)
-
-    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
-        self.draw(pl_module, outputs["detections"], batch)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.save(trainer)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.save(trainer)
-
-    def draw(self, module: Any, detections: Detections, batch: Any) -> None:
-        """Draw as many images of a batch as are still wanted."""
-        for image, found in zip(batch[0], detections, strict=True):
-            if len(self.pictures) < self.images:
-                self.drawn += int((found["scores"] >= self.score_threshold).sum())
-                self.pictures.append(draw_detections(image, found, module.classes, self.score_threshold))
-
-    def save(self, trainer: Trainer) -> None:
-        """Write the picture, and say where."""
-        path = run_folder(trainer) / "detections.png"
-        if self.pictures and trainer.is_global_zero:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            montage(self.pictures).save(path)
-            print(f"detections drawn: {path} ({self.drawn} that score {self.score_threshold} or more on {len(self.pictures)} images)")
-        self.pictures, self.drawn = [], 0

@@ -22,11 +22,18 @@ SUMMARIES = {
     "fit": "train a detector, and evaluate its best checkpoint",
     "validate": "evaluate a checkpoint on the validation set",
     "test": "evaluate a checkpoint on the test set",
-    "predict": "find objects in images, and write and draw them",
+    "predict": "find objects in images and videos, and write and draw them",
+    "report": "put all about a trained detector on one page",
+    "visualize": "draw training images, anchors, proposals or predictions",
     "audit": "say what is in a data set, and what is wrong with it",
     "convert": "write a data set in VOC's or COCO's format",
 }
-VERBS = {"audit": "lit_detect.data.audit", "convert": "lit_detect.data.convert"}  # beside Lightning's; each is a function of that module
+VERBS = {  # beside Lightning's; each is a function of that module
+    "audit": "lit_detect.data.audit",
+    "convert": "lit_detect.data.convert",
+    "report": "lit_detect.report",
+    "visualize": "lit_detect.views",
+}
 
 HARMLESS = (
     "(?s).*Dump of a value that does not round-trip",  # albumentations types ranges as tuples; it takes lists too
@@ -86,10 +93,12 @@ def overview() -> argparse.ArgumentParser:
 
 def run(verb: str, args: list[str]) -> None:
     """Run a verb that is not Lightning's."""
-    from jsonargparse import auto_cli
+    from jsonargparse import ArgumentParser
 
     function = getattr(importlib.import_module(VERBS[verb]), verb)
-    auto_cli(function, args=args, as_positional=False, prog=f"lit-detect {verb}")
+    parser = ArgumentParser(prog=f"lit-detect {verb}")  # not auto_cli, which has a --config of its own
+    parser.add_function_arguments(function, as_positional=False)
+    function(**parser.parse_args(args).as_dict())
 
 
 def mendable(error: BaseException | None) -> str | None:

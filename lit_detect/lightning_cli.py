@@ -12,10 +12,11 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lit_detect
 from lit_detect import DetectionDataModule, Detector
-from lit_detect.callbacks import DetectionPictures, ResultsTable
+from lit_detect.callbacks import ResultsTable
 from lit_detect.data.presets import RESIZING_PRESETS
 from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
+from lit_detect.pictures import DetectionPictures
 from lit_detect.predictions import PredictionWriter
 from lit_detect.tiles import Tiles
 

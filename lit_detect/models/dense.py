@@ -108,16 +108,18 @@ class FixedAnchors(nn.Module):
 
     Args:
         boxes: ``(A, 4)`` in pixels.
+        per_map: how many of them each feature map has.
     """
 
     boxes: Tensor
 
-    def __init__(self, boxes: Tensor) -> None:
+    def __init__(self, boxes: Tensor, per_map: Sequence[int]) -> None:
         super().__init__()
         self.register_buffer("boxes", boxes, persistent=False)
+        self.per_map = per_map
 
     def forward(self, images: Tensor, maps: Sequence[Tensor]) -> Anchors:
-        return Anchors(self.boxes)
+        return Anchors(self.boxes, per_map=self.per_map)
 
 
 class MapAnchors(nn.Module):

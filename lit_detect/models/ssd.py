@@ -99,7 +99,7 @@ class SSD(DenseDetector):
             FixedSize(size, backbone.mean, backbone.std),
             trunk if fpn_channels is None else FeaturePyramid(trunk, trunk.out_channels, fpn_channels),
             self.head(channels, boxes_per_cell, len(criterion.logit_names(self.classes))),
-            FixedAnchors(anchors),
+            FixedAnchors(anchors, [count * side**2 for count, side in zip(boxes_per_cell, trunk.sizes, strict=True)]),
             partial(match, threshold=match_threshold),
             criterion,
             PostProcess(score_threshold, nms_threshold, detections_per_image, candidates_per_class),
