@@ -30,7 +30,8 @@ PACKAGE = Path(lit_detect.__file__).parent
 CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), None)
 
 EPILOG = "For data there are also `lit-detect audit` and `lit-detect convert`, each with a --help of its own."
-VERBS = {"audit": "lit_detect.data.audit", "convert": "lit_detect.data.convert"}  # beside Lightning's; each is a function of that module
+# beside Lightning's; each is a function of that module
+VERBS = {"audit": "lit_detect.data.audit", "convert": "lit_detect.data.convert", "compare": "lit_detect.compare"}
 
 HARMLESS = (
     "(?s).*Dump of a value that does not round-trip",  # albumentations types ranges as tuples; it takes lists too
