@@ -115,7 +115,7 @@ def images_per_second(
     """
     speeds: dict[int, float] = {}
     size = 1
-    while size <= most and (not speeds or size < 4 * max(speeds, key=speeds.__getitem__)):
+    while size <= most and (not speeds or size <= 4 * max(speeds, key=speeds.__getitem__)):
         batch = [images[index % len(images)] for index in range(size)]
         try:
             times = in_turn({size: lambda _: run(batch)}, repeats, clock=clock)[size]  # noqa: B023  # it is called before the batch changes
