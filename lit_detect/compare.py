@@ -179,7 +179,7 @@ def by_objects(times: Sequence[float], counts: Sequence[int]) -> list[tuple[floa
         if count:
             groups[(count - 1).bit_length()].append((count, ms))
     many = [zip(*group, strict=True) for _, group in sorted(groups.items()) if len(group) >= FEW]
-    return [(round(statistics.mean(objects), 2), statistics.median(of_them)) for objects, of_them in many]
+    return [(round(statistics.fmean(objects), 2), statistics.median(of_them)) for objects, of_them in many]
 
 
 def by_proposals(network: Any, medians: Mapping[int, float], images: Sequence[Tensor]) -> list[tuple[float, float]]:

@@ -199,7 +199,7 @@ def test_pictures_are_drawn_of_what_there_is(tmp_path):
 
 
 def test_latency_by_objects_leaves_images_without_any_out():
-    assert by_objects([5.0, 1.0, 2.0, 3.0], [0, 2, 2, 2]) == [(2, 2.0)]
+    assert by_objects([5.0, 1.0, 2.0, 3.0], [0, 2, 2, 2]) == [(2.0, 2.0)]
 
 
 @pytest.fixture(scope="module")
