@@ -119,7 +119,7 @@ def train_and_measure(run: Run, device: str, precision: str, images: int) -> Row
     try:
         train(run)
         result = run.folder / f"measured_{device}_{precision}.json"
-        if not (result.is_file() and result.stat().st_mtime >= run.weights.stat().st_mtime):
+        if not result.is_file() or result.stat().st_mtime < max(file.stat().st_mtime for file in (run.weights, run.config_file)):
             print(f"{run.name}: measuring", flush=True)
             arguments = [str(run.config_file), str(run.weights), str(result), "--device", device, "--precision", precision]
             call(["-m", "lit_detect.compare_measure", *arguments, "--images", str(images)], run.folder / "measure.log")
@@ -155,7 +155,7 @@ def measure_latency(entries: Sequence[Run], rows: Sequence[Row], device: str, pr
         with proposals(detectors[name].network, count):
             look(name, number)
 
-    times = in_turn({name: partial(look, name) for name in passes}, len(pool), warm_up=5, limit=LIMIT)
+    times = in_turn({name: partial(look, name) for name in passes}, len(pool), warm_up=min(10, len(pool)), limit=LIMIT)
     two_stage = [name for name in passes if hasattr(detectors[name].network, "rpn")]
     against = {(name, count): partial(look_with, name, count) for name in two_stage for count in PROPOSALS}
     with_proposals = in_turn(against, ROUNDS, warm_up=2, limit=LIMIT / len(PROPOSALS))

@@ -21,7 +21,7 @@ from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
 from lit_detect.hyperparameters import class_at
 
-__all__ = ["Run", "TrainingTime", "laid_over", "last_line", "read_models", "train"]
+__all__ = ["Run", "TrainingTime", "call", "epochs", "laid_over", "read_models", "train"]
 
 KEYS = {"config", "run", "ckpt_path", "sizes", "extractors"}  # of a model, beside those of a training's config
 LETTERS = 400  # of a failure's reason
@@ -190,10 +190,11 @@ def train(run: Run) -> None:
     trained, last = run.folder / "trained", run.folder / "checkpoints" / "last.ckpt"
     config = run.config if run.checkpoint else in_folder(run.config, run.folder)
     text = yaml.safe_dump(config, sort_keys=False)
-    if (trained.exists() or last.exists()) and run.config_file.read_text() != text:
-        raise InputError(f"Expected {run.folder} to hold this training but its config.yaml is another's: delete it, or give another --out.")
     run.folder.mkdir(parents=True, exist_ok=True)
-    run.config_file.write_text(text)
+    if not run.config_file.exists() or run.config_file.read_text() != text:
+        if trained.exists() or last.exists():
+            raise InputError(f"Expected the folder {run.folder} to hold this training but its config.yaml is another's: delete it.")
+        run.config_file.write_text(text)
     if run.checkpoint is None and not trained.exists():
         print(f"{run.name}: training, {'from where it stopped, ' if last.exists() else ''}see {run.folder / 'fit.log'}", flush=True)
         resume = ["--ckpt_path", str(last)] if last.exists() else []
@@ -204,12 +205,12 @@ def train(run: Run) -> None:
 def in_folder(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A training config with what it leaves behind in a folder, and its time logged."""
     trainer = config.get("trainer", {})
-    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder), "name": ""}}
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder.resolve()), "name": ""}}
     callbacks = [*(trainer.get("callbacks") or []), {"class_path": f"{__name__}.{TrainingTime.__name__}"}]
     return {
         **config,
         "trainer": {**trainer, "logger": logger, "callbacks": callbacks},
-        "checkpoint": {**config.get("checkpoint", {}), "dirpath": str(folder / "checkpoints")},
+        "checkpoint": {**config.get("checkpoint", {}), "dirpath": str(folder.resolve() / "checkpoints")},
     }
 
 
@@ -219,7 +220,7 @@ def call(arguments: Sequence[str], log: Path) -> None:
     Raises:
         RuntimeError: it failed; with the last line of what it printed.
     """
-    with log.open("w") as file:
+    with log.open("a") as file:
         status = subprocess.run([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT, check=False).returncode
     if status:
         raise RuntimeError(last_line(log) if status > 0 else f"ended by signal {-status}; {last_line(log)}")

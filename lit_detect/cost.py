@@ -72,9 +72,9 @@ def in_turn(
     """Time several things in turn, so that what else the machine does slows all of them alike.
 
     Args:
-        runs: what to time, by name; called with the number of the round.
+        runs: what to time, by name; called with the number of the round, from 0 on.
         rounds: how often each is timed.
-        warm_up: rounds before that which do not count.
+        warm_up: rounds before that which do not count; they have the last numbers.
         limit: seconds after which something is timed no more, but once at least.
         clock: gives seconds.
 
@@ -90,7 +90,7 @@ def in_turn(
         for key, run in runs.items():
             if sum(times[key]) < 1000 * limit:
                 start = clock()
-                run(max(number, 0))
+                run(number % rounds)
                 if number >= 0:
                     times[key].append(1000 * (clock() - start))
     return times

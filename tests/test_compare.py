@@ -51,10 +51,17 @@ def test_a_comparison_from_yaml_to_pictures_and_again(shared, tmp_path, monkeypa
 
     # again: what is measured is left as it is, what failed is tried once more; and a run by its folder needs no model
     called = []
-    monkeypatch.setattr("lit_detect.compare_runs.call", lambda arguments, log: called.append(arguments))
+
+    def refuse(arguments, log):
+        called.append(arguments)
+        raise RuntimeError("not again")
+
+    for module in ("compare", "compare_runs"):
+        monkeypatch.setattr(f"lit_detect.{module}.call", refuse)
     compare(models, shared, out=str(out), device="cpu", images=2, least_ap=0.99)
     again = json.loads((out / "compare.json").read_text())
     assert [arguments[2] for arguments in called] == ["fit"]
+    assert again["rows"][1] == {"name": "broken", "error": "not again"}
     assert again["rows"][0]["ap"] == row["ap"]
     assert again["verdict"][0] == "Fastest with AP of .990 or more: none."
     folder = out / "small-SSD"
@@ -84,7 +91,7 @@ def test_a_training_goes_on_where_it_stopped(shared, tmp_path, monkeypatch):
     assert called.pop() == [*config[1:], "--ckpt_path", str(last)]
     run()
     assert called == []
-    with pytest.raises(InputError, match=r"a to hold this training but its config.yaml is another's"):
+    with pytest.raises(InputError, match=r"to hold this training but its config.yaml is another's"):
         run(max_epochs=7)
 
 

@@ -42,7 +42,7 @@ def test_models_take_turns_and_the_warm_up_does_not_count():
 
     times = in_turn({"a": run("a", 1.0), "b": run("b", 2.0)}, rounds=3, warm_up=2, clock=clock)
     assert times == {"a": [1000.0] * 3, "b": [2000.0] * 3}
-    assert order == [(name, number) for number in (0, 0, 0, 1, 2) for name in "ab"]
+    assert order == [(name, number) for number in (1, 2, 0, 1, 2) for name in "ab"]
 
 
 def test_what_takes_long_has_fewer_rounds():
