@@ -23,6 +23,7 @@ SUMMARIES = {
     "validate": "evaluate a checkpoint on the validation set",
     "test": "evaluate a checkpoint on the test set",
     "predict": "find objects in images and videos, and write and draw them",
+    "compare": "train detectors alike, and compare their accuracy and speed",
     "report": "put all about a trained detector on one page",
     "visualize": "draw training images, anchors, proposals or predictions",
     "audit": "say what is in a data set, and what is wrong with it",
@@ -30,6 +31,7 @@ SUMMARIES = {
 }
 VERBS = {  # beside Lightning's; each is a function of that module
     "audit": "lit_detect.data.audit",
+    "compare": "lit_detect.compare",
     "convert": "lit_detect.data.convert",
     "report": "lit_detect.report",
     "visualize": "lit_detect.views",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,25 @@ from torch import nn
 
 from lit_detect.errors import InputError
 
-__all__ = ["class_path", "constructor_arguments", "plain"]
+__all__ = ["class_at", "class_path", "constructor_arguments", "plain"]
 
 
 def class_path(cls: type) -> str:
     """Where to import a class from."""
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def class_at(path: str) -> Any:
+    """The class at a path, and for a name alone that of `lit_detect`.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module or "lit_detect"), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"Expected a class to import but found none as {path}: {error}.") from error
 
 
 def constructor_arguments(cls: type) -> list[str]:

@@ -15,7 +15,7 @@ from lit_detect.data.transforms import compose
 from lit_detect.lightning_cli import follow_the_model
 from tests.conftest import random_batch
 
-FILES = sorted(CONFIGS.glob("*.yaml"))
+FILES = sorted(path for path in CONFIGS.glob("*.yaml") if "model" in yaml.safe_load(path.read_text()))  # not what `compare` reads
 every_config = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 # The papers' numbers of boxes: SSD, section 3 and table 7; DSSD, 8 on each cell of maps 40, 20, 10, 5, 3 and 1; YOLOv3 at 416.

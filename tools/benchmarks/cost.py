@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from lit_detect import RFCN, SSD, Detector, FasterRCNN, TorchvisionBackbone
 from lit_detect.boxes import overlaps
+from lit_detect.compare_plots import draw_lines
+from lit_detect.cost import gflops, in_turn, proposals
 
 CLASSES = [f"class {number}" for number in range(20)]
 SIZE = 320
@@ -46,30 +46,17 @@ def detectors() -> dict[str, Detector]:
     }
 
 
-def measure(settings: dict[tuple[str, int], Callable[[], Any]], rounds: int) -> dict[tuple[str, int], float]:
-    """Median milliseconds of each, all in turn in every round, after one that is not counted; what takes long has fewer rounds."""
-    times: dict[tuple[str, int], list[float]] = {key: [] for key in settings}
-    for index in range(rounds + 1):
-        for key, run in settings.items():
-            if index < 2 or sum(times[key]) < 10_000:
-                start = time.perf_counter()
-                run()
-                times[key].append(1000 * (time.perf_counter() - start))
-    return {key: statistics.median(values[1:]) for key, values in times.items()}
-
-
-def with_proposals(network: Any, count: int, images: Tensor) -> Callable[[], Any]:
+def with_proposals(network: Any, count: int, images: Tensor) -> Callable[[int], Any]:
     """Run with so many proposals, where the network has any."""
 
-    def run() -> Any:
-        if hasattr(network, "rpn"):
-            network.rpn._pre_nms_top_n = network.rpn._post_nms_top_n = {"training": count, "testing": count}
-        return network(images)
+    def run(round_number: int = 0) -> Any:
+        with proposals(network, count):
+            return network(images)
 
     return run
 
 
-def with_objects(network: Any, count: int, images: Tensor) -> Callable[[], Any]:
+def with_objects(network: Any, count: int, images: Tensor) -> Callable[[int], Any]:
     """Run as if so many objects were found, and nothing else."""
     generator = torch.Generator().manual_seed(count)
     corner = torch.rand(count, 2, generator=generator) * (SIZE - 64)
@@ -92,7 +79,7 @@ def with_objects(network: Any, count: int, images: Tensor) -> Callable[[], Any]:
         logits[..., 1] = scored(network.anchors.boxes)
         return {**output, "cls_logits": logits}
 
-    def run() -> Any:
+    def run(round_number: int = 0) -> Any:
         if two_stage:
             network.rpn._pre_nms_top_n = network.rpn._post_nms_top_n = {"training": 1000, "testing": 1000}
             network.rpn.score_thresh, network.rpn.nms_thresh = 0.05, 0.7
@@ -106,29 +93,12 @@ def with_objects(network: Any, count: int, images: Tensor) -> Callable[[], Any]:
     return run
 
 
-def flops(network: nn.Module, images: Tensor, count: int) -> float:
-    """Floating-point operations of convolutions and matrix products (two a multiplication and addition), in billions."""
-    with FlopCounterMode(display=False) as counter:
-        with_proposals(network, count, images)()
-    return counter.get_total_flops() / 1e9
-
-
 def plot(times: dict[str, dict[tuple[str, int], float]], path: str) -> None:
     """Latency against proposals and against objects."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axis, (against, values) in zip(axes, times.items(), strict=True):
-        for name, colour in COLOURS.items():
-            points = [(count, ms) for (model, count), ms in values.items() if model == name]
-            axis.plot(*zip(*points, strict=True), "o-", color=colour, label=name, markersize=4)
-        axis.set(xscale="log", yscale="log", xlabel=against, ylabel="latency of one image, ms")
-        axis.set_xticks(sorted({count for _, count in values}), sorted({count for _, count in values}), fontsize=8)
-        axis.minorticks_off()
-        axis.set_yticks([50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000])
-        axis.set_yticklabels([f"{tick:g}" for tick in axis.get_yticks()])
-        axis.set_ylim(0.7 * min(values.values()), 1.4 * max(values.values()))
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].legend(frameon=False)
+    figure = Figure(figsize=(12, 4), layout="constrained")
+    for axis, (against, values) in zip(figure.subplots(1, 2), times.items(), strict=True):
+        lines = {name: [(count, ms) for (model, count), ms in values.items() if model == name] for name in COLOURS}
+        draw_lines(axis, lines, COLOURS, against)
     figure.suptitle(f"ResNet-50 at {SIZE} x {SIZE}, one image, {torch.get_num_threads()} CPU threads")
     figure.savefig(path, dpi=130)
 
@@ -150,11 +120,12 @@ def main() -> None:
         print("| | parameters, M | GFLOPs, 50 proposals | 300 | 2000 |\n|---|---|---|---|---|")
         for name, network in networks.items():
             total = sum(parameter.numel() for parameter in network.parameters()) / 1e6
-            counts = " | ".join(f"{flops(network, images, count):.1f}" for count in (50, 300, 2000))
+            counts = " | ".join(f"{gflops(with_proposals(network, count, images)):.1f}" for count in (50, 300, 2000))
             print(f"| {name} | {total:.1f} | {counts} |", flush=True)
         for against, counts, make in (("proposals", PROPOSALS, with_proposals), ("objects", OBJECTS, with_objects)):
             runs = {(name, count): make(network, count, images) for name, network in networks.items() for count in counts}
-            times[against] = measure(runs, arguments.rounds)
+            of_rounds = in_turn(runs, arguments.rounds, limit=10)  # what takes long has fewer rounds
+            times[against] = {key: statistics.median(values) for key, values in of_rounds.items()}
             print(f"\n| ms an image against {against} | {' | '.join(map(str, counts))} |\n|---{'|---' * len(counts)}|")
             for name in networks:
                 print(f"| {name} | {' | '.join(f'{times[against][name, count]:.0f}' for count in counts)} |", flush=True)

@@ -1,0 +1,243 @@
+"""What ``compare`` compares: training configs made from one shared part, and trained by the ordinary ``fit``."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_detect.cli import find_configs
+from lit_detect.data.yolo import read_yaml
+from lit_detect.errors import InputError
+from lit_detect.hyperparameters import class_at
+
+__all__ = ["Run", "TrainingTime", "call", "epochs", "laid_over", "read_models", "train"]
+
+KEYS = {"config", "run", "ckpt_path", "sizes", "extractors"}  # of a model, beside those of a training's config
+LETTERS = 400  # of a failure's reason
+TRAINING_KEYS = {"seed_everything", "trainer", "model", "data", "checkpoint"}
+
+
+@dataclass
+class Run:
+    """One model of the comparison.
+
+    Attributes:
+        name: as it is shown.
+        folder: where its training and its results go.
+        config: a whole training config.
+        checkpoint: of one that is trained already.
+        trained_in: the folder of that training.
+        extractor: the name that `extractors` gives it.
+    """
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    checkpoint: Path | None = None
+    trained_in: Path | None = None
+    extractor: str | None = None
+
+    @property
+    def weights(self) -> Path:
+        """The checkpoint that is measured: the best, or where none is chosen the last."""
+        best, last = (self.folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
+        return self.checkpoint or (best if best.is_file() else last)
+
+    @property
+    def config_file(self) -> Path:
+        """Where the config is written."""
+        return self.folder / "config.yaml"
+
+
+def laid_over(below: Any, above: Any) -> Any:
+    """A config over another: mappings key by key, anything else replaced, and also what is of another class.
+
+    >>> laid_over({"class_path": "SSD", "init_args": {"size": 300, "scales": "voc"}}, {"init_args": {"size": 96}})
+    {'class_path': 'SSD', 'init_args': {'size': 96, 'scales': 'voc'}}
+    >>> laid_over({"class_path": "SSD", "init_args": {"size": 300}}, {"class_path": "RFCN"})
+    {'class_path': 'RFCN'}
+    """
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    if "class_path" in below and above.get("class_path", below["class_path"]) != below["class_path"]:
+        return above
+    return {**below, **{key: laid_over(below[key], value) if key in below else value for key, value in above.items()}}
+
+
+def read_models(shared: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], out: Path) -> list[Run]:
+    """The runs of a comparison.
+
+    Args:
+        shared: a training config, or a part of one.
+        models: by name, what is laid over it; see `lit_detect.compare.compare`.
+        out: where each gets a folder.
+
+    Raises:
+        InputError: keys that no model has, files that are not there, or two models for one folder.
+    """
+    check_keys("shared", shared, TRAINING_KEYS)
+    runs = []
+    for name, entry in models.items():
+        check_keys(f"models.{name}", entry, TRAINING_KEYS | KEYS)
+        below: dict[str, Any] = {}
+        trained_in = Path(entry["run"]) if "run" in entry else None
+        if trained_in is not None:
+            below = read_yaml(trained_in / "config.yaml")
+        elif "config" in entry:
+            below = read_yaml(Path(find_configs(["--config", entry["config"]])[1]))
+        parts = {key: value for key, value in entry.items() if key in TRAINING_KEYS}
+        config = laid_over(laid_over(below, dict(shared)), parts)
+        checkpoint = Path(entry["ckpt_path"]) if "ckpt_path" in entry else None
+        if trained_in is not None and checkpoint is None:
+            files = [trained_in / "checkpoints" / file for file in ("best.ckpt", "last.ckpt")]
+            checkpoint = next((file for file in files if file.is_file()), files[0])
+        if checkpoint is not None and not checkpoint.is_file():
+            raise InputError(f"Expected a checkpoint of {name} at {checkpoint} but there is no such file.")
+        if not isinstance(config.get("data"), dict):
+            raise InputError(f"Expected data for {name}, in shared.data or in its own, but there is none.")
+        if checkpoint is not None:
+            runs.append(Run(name, folder_of(out, name), config, checkpoint, trained_in))
+        else:
+            runs += variants(name, config, out, entry)
+    folders = [run.folder for run in runs]
+    if twice := [run.name for run in runs if folders.count(run.folder) > 1]:
+        raise InputError(f"Expected names of models that differ in letters or digits but got {twice}.")
+    return runs
+
+
+def check_keys(where: str, content: Any, known: set[str]) -> None:
+    """Stop at a key that would be read by nobody."""
+    if not isinstance(content, Mapping):
+        raise InputError(f"Expected a mapping as {where} but got {content!r}.")
+    if unknown := sorted(set(content) - known):
+        raise InputError(f"Expected {', '.join(sorted(known))} in {where} but got {', '.join(unknown)}.")
+
+
+def folder_of(out: Path, name: str) -> Path:
+    """A model's folder."""
+    return out / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model")
+
+
+def variants(name: str, config: dict[str, Any], out: Path, entry: Mapping[str, Any]) -> list[Run]:
+    """A run of each extractor and each input size that an entry asks for."""
+    model = config.get("model")
+    if not isinstance(model, dict) or "class_path" not in model:
+        raise InputError(f"Expected a model for {name}, with its class_path, but got {model!r}.")
+    found = []
+    for extractor, backbone in (entry.get("extractors") or {None: None}).items():
+        for size in entry.get("sizes") or [None]:
+            arguments = ({"backbone": backbone} if extractor else {}) | ({size_argument(model["class_path"]): size} if size else {})
+            full_name = " ".join(str(part) for part in (name, extractor, size) if part)
+            whole = laid_over(config, {"model": {"init_args": arguments}})
+            found.append(Run(full_name, folder_of(out, full_name), whole, extractor=extractor))
+    return found
+
+
+def size_argument(class_path: str) -> str:
+    """What a detector calls its input size: those of a fixed one ``size``, the others ``min_size``."""
+    return "size" if "size" in inspect.signature(class_at(class_path)).parameters else "min_size"
+
+
+class TrainingTime(Callback):
+    """Log ``train/seconds``: how long training has taken until each validation, which is left out of it. A resumed run goes on."""
+
+    def __init__(self) -> None:
+        self.seconds, self.since = 0.0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.since = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.since:  # not before a training, to see that validation works, nor after it
+            self.seconds += time.perf_counter() - self.since
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.since:
+            pl_module.log("train/seconds", self.seconds)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.since:
+            self.since = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.since = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
+
+
+def train(run: Run) -> None:
+    """Train a run where it is not trained already, from where it stopped.
+
+    Raises:
+        InputError: the folder holds another training.
+        RuntimeError: the training failed; with the last line of what it printed.
+    """
+    trained, last = run.folder / "trained", run.folder / "checkpoints" / "last.ckpt"
+    config = run.config if run.checkpoint else in_folder(run.config, run.folder)
+    text = yaml.safe_dump(config, sort_keys=False)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if not run.config_file.exists() or run.config_file.read_text() != text:
+        if trained.exists() or last.exists():
+            raise InputError(f"Expected the folder {run.folder} to hold this training but its config.yaml is another's: delete it.")
+        run.config_file.write_text(text)
+    if run.checkpoint is None and not trained.exists():
+        print(f"{run.name}: training, {'from where it stopped, ' if last.exists() else ''}see {run.folder / 'fit.log'}", flush=True)
+        resume = ["--ckpt_path", str(last)] if last.exists() else []
+        call(["-m", "lit_detect", "fit", "--config", str(run.config_file), *resume], run.folder / "fit.log")
+        trained.touch()
+
+
+def in_folder(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A training config with what it leaves behind in a folder, and its time logged."""
+    trainer = config.get("trainer", {})
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder.resolve()), "name": ""}}
+    callbacks = [*(trainer.get("callbacks") or []), {"class_path": f"{__name__}.{TrainingTime.__name__}"}]
+    return {
+        **config,
+        "trainer": {**trainer, "logger": logger, "callbacks": callbacks},
+        "checkpoint": {**config.get("checkpoint", {}), "dirpath": str(folder.resolve() / "checkpoints")},
+    }
+
+
+def call(arguments: Sequence[str], log: Path) -> None:
+    """Run Python in a process of its own, whose memory is given back and whose failure is one model's.
+
+    Raises:
+        RuntimeError: it failed; with the last line of what it printed.
+    """
+    with log.open("a") as file:
+        status = subprocess.run([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    if status:
+        raise RuntimeError(last_line(log) if status > 0 else f"ended by signal {-status}; {last_line(log)}")
+
+
+def last_line(log: Path) -> str:
+    """The last line that is not empty."""
+    lines = [" ".join(line.split()) for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1].removeprefix("lit-detect: error: ")[:LETTERS] if lines else f"nothing was printed in {log}"
+
+
+def epochs(folder: Path) -> list[tuple[float, float]]:
+    """Seconds of training and AP of each validation that a training logged, also of one that was resumed."""
+    found = {}
+    for path in sorted(folder.glob("**/metrics.csv"), key=lambda path: path.stat().st_mtime):
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row.get("train/seconds") and row.get("val/map"):
+                    found[int(row["step"])] = (float(row["train/seconds"]), float(row["val/map"]))
+    return [found[step] for step in sorted(found)]
