@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lit_detect.lightning_cli import read_config
-from turns import machine
 
+from lit_detect.cost import machine
 from lit_detect.data.yolo import read_yaml
+from lit_detect.lightning_cli import read_config
 
 HERE = Path(__file__).parent
 PARTS = {

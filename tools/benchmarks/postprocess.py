@@ -14,17 +14,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lit_detect.lightning_cli import read_config
 from torch import Tensor
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
-from turns import machine, medians, ratio, take_turns
 
 from lit_detect import PostProcess, SSDLite
 from lit_detect.boxes import Anchors
+from lit_detect.cost import in_turn, machine
+from lit_detect.lightning_cli import read_config
 
 
 class Kind(NamedTuple):
@@ -79,7 +80,7 @@ def measure(kind: Kind, outputs: Outputs, rounds: int, device: str) -> dict[str,
     reference = kind.make(weights=None, weights_backbone=None, num_classes=logits.shape[2])
     sizes = [(kind.size, kind.size)] * batch
 
-    def theirs() -> list[dict[str, Tensor]]:
+    def theirs() -> list[dict[str, Tensor]]:  # which wait for the last detections, also on a GPU
         return reference.postprocess_detections({"bbox_regression": deltas, "cls_logits": logits}, [anchors] * batch, sizes)
 
     def ours() -> list[dict[str, Tensor]]:
@@ -88,10 +89,10 @@ def measure(kind: Kind, outputs: Outputs, rounds: int, device: str) -> dict[str,
     for expected, found in zip(theirs(), ours(), strict=True):
         for name in ("labels", "scores", "boxes"):
             torch.testing.assert_close(found[name], expected[name], atol=1e-3, rtol=1e-4)
-    times = take_turns({"torchvision": theirs, "lit_detect": ours}, rounds, device)
+    times = in_turn({"torchvision": lambda _: theirs(), "lit_detect": lambda _: ours()}, rounds)
+    each = {name: statistics.median(values) / batch for name, values in times.items()}
     share = float((logits.softmax(dim=-1)[..., 1:] > kind.post_process.score_threshold).float().mean())
-    each = {name: value / batch for name, value in medians(times).items()}
-    return {"classes": logits.shape[2] - 1, "share": share, **each, "ratio": ratio(times, "torchvision", "lit_detect")}
+    return {"classes": logits.shape[2] - 1, "share": share, **each, "ratio": each["torchvision"] / each["lit_detect"]}
 
 
 @torch.inference_mode()

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +30,9 @@ from torchvision.models.detection import RetinaNet as TheirRetinaNet
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
-from turns import machine, medians, ratio, take_turns, wait
 
 from lit_detect import SSD, Detector, FasterRCNN, RetinaNet, SSDLite, TorchvisionBackbone
+from lit_detect.cost import in_turn, machine
 from lit_detect.models.dense import DenseNetwork
 from lit_detect.models.weights import start_from
 
@@ -192,12 +194,13 @@ def measure(name: str, arguments: argparse.Namespace, batch: int | None = None, 
     torch.manual_seed(0)
     batch = batch or arguments.batch or CASES[name].batch
     steps = Steps(name, batch, boxes, classes, arguments)
-    times = take_turns(steps.runs, arguments.rounds, arguments.device)
+    times = in_turn({name: partial(timed, run, arguments.device) for name, run in steps.runs.items()}, arguments.rounds, limit=40)
+    each = {name: statistics.median(values) / batch for name, values in times.items()}
     row: dict[str, Any] = {"detector": name, "batch": batch, "boxes": boxes, "classes": classes}
-    row |= {f"{run}_ms": value / batch for run, value in medians(times).items()}
-    row["torchvision_over_ours"] = ratio(times, "torchvision", "lit_detect")
-    if "floor" in times:
-        row |= {"ours_over_floor": ratio(times, "lit_detect", "floor"), "torchvision_over_floor": ratio(times, "torchvision", "floor")}
+    row |= {f"{name}_ms": value for name, value in each.items()}
+    row["torchvision_over_ours"] = each["torchvision"] / each["lit_detect"]
+    if "floor" in each:
+        row |= {f"{name}_over_floor": each[run] / each["floor"] for name, run in (("ours", "lit_detect"), ("torchvision", "torchvision"))}
     if arguments.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         steps.runs["lit_detect"]()
@@ -207,13 +210,19 @@ def measure(name: str, arguments: argparse.Namespace, batch: int | None = None, 
     return row
 
 
+def timed(run: Callable[[], None], device: str, _: int) -> None:
+    """Run, and wait for a GPU to be done."""
+    run()
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
 def profile(step: Callable[[], None], device: str) -> dict[str, float]:
     """What a step makes a GPU do: kernels started, waits of the processor for it, and the share of the time in which it does nothing."""
-    wait(device)
+    timed(step, device, 0)
     with torch.profiler.profile() as profiler:
         start = time.perf_counter()
-        step()
-        wait(device)
+        timed(step, device, 0)
         took = 1e6 * (time.perf_counter() - start)
     events = profiler.events()
     busy = sum(event.device_time_total for event in events if event.device_type == torch.autograd.DeviceType.CUDA)
