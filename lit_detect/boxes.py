@@ -17,8 +17,9 @@ __all__ = ["Anchors", "assign", "decode", "encode", "match", "match_above", "mat
 SSD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 # A box is never decoded to more than 62.5 times its anchor's side, so that exp() cannot overflow.
 MAX_LOG_SCALE = math.log(1000 / 16)
-# So many overlaps of boxes and anchors are worked out at once, or those of one image: 64 MB each of a few intermediate results.
-MAX_OVERLAPS = 2**24
+# So many overlaps of boxes and anchors are worked out at once, or those of one image: on a CPU what its caches hold, which is several
+# times faster, on a GPU 256 MB for each of a few intermediate results.
+OVERLAPS_AT_ONCE = {"cpu": 2**20, "cuda": 2**26}
 
 
 def encode(boxes: Tensor, anchors: Tensor, weights: Sequence[float] = SSD_WEIGHTS) -> Tensor:
@@ -204,7 +205,8 @@ def assign(
     boxes, labels = (pad_sequence([target[name] for target in targets], batch_first=True) for name in ("boxes", "labels"))
     # a row more than there are boxes, so that there is one; its label is 0, as where an image has fewer than others
     boxes, labels = F.pad(boxes, (0, 0, 0, 1)).to(anchors.boxes), F.pad(labels, (0, 1)).to(anchors.boxes.device, torch.int64)
-    at_once = max(1, MAX_OVERLAPS // max(1, boxes.shape[1] * len(anchors)))
+    most = OVERLAPS_AT_ONCE.get(anchors.boxes.device.type, OVERLAPS_AT_ONCE["cuda"])
+    at_once = max(1, most // max(1, boxes.shape[1] * len(anchors)))
     chunks = [matcher(anchors, *chunk) for chunk in zip(torch.split(boxes, at_once), torch.split(labels > 0, at_once), strict=True)]
     matches = torch.cat(chunks)
     found = labels.gather(1, matches.clamp(min=0))

@@ -6,9 +6,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import batched_nms, nms
 
 __all__ = ["PostProcess"]
+
+# So many boxes torchvision's `batched_nms` takes class by class, whatever the device; that is exact, and with so many it is faster.
+MANY = 25_000
 
 
 class Candidates(NamedTuple):
@@ -97,17 +100,24 @@ class PostProcess:
         images = torch.arange(len(sizes) + 1, device=scores.device)
         ends = torch.stack([torch.searchsorted(some.image, images) for some in (entering, candidates)])
         counts, seen = ends.diff(dim=1).tolist()
-        # Each class lies at a place of its own, so that none suppresses another; float64 moves boxes there without rounding them.
-        apart = corners.double() + ((1 + max(map(max, sizes))) * entering.label)[:, None]
-        columns = (apart, corners, entering.label + 1, entering.score)
+        columns = (corners, entering.label, entering.score)
         detections = []
-        for place, *values in zip(*(torch.split(column, counts) for column in columns), strict=True):
-            keep = nms(place, values[-1].double(), self.nms_threshold)[: self.detections_per_image]
-            detections.append({name: value[keep] for name, value in zip(("boxes", "labels", "scores"), values, strict=True)})
+        for corner, label, score in zip(*(torch.split(column, counts) for column in columns), strict=True):
+            keep = self.suppress(corner, label, score, 1 + max(map(max, sizes)))[: self.detections_per_image]
+            detections.append({"boxes": corner[keep], "labels": label[keep] + 1, "scores": score[keep]})
         return detections, [count < enough for count in seen]
 
+    def suppress(self, boxes: Tensor, labels: Tensor, scores: Tensor, span: int) -> Tensor:
+        """Which boxes non-maximum suppression within each class keeps, in the order they come in: the best first."""
+        if len(boxes) > MANY:
+            kept: Tensor = batched_nms(boxes, scores, labels, self.nms_threshold).sort().values
+            return kept
+        # Each class lies at a place of its own, so that none suppresses another; float64 moves boxes there without rounding them.
+        kept = nms(boxes.double() + (span * labels)[:, None], scores.double(), self.nms_threshold)
+        return kept
+
     def candidates(self, scores: Tensor, per_map: Sequence[int], enough: int) -> Candidates:
-        """The highest scores above the threshold: `enough` of each image and those that equal the last, if there are so many.
+        """The highest scores above the threshold: `enough` of each image, and perhaps some that equal the last, if there are so many.
 
         Equal ones are in torchvision's order: class by class, or box by box.
         """
@@ -115,8 +125,12 @@ class PostProcess:
         of_maps = [rows] if self.candidates_per_map is None else torch.split(rows, [count * classes for count in per_map], dim=1)
         limit = enough if self.candidates_per_map is None else self.candidates_per_map
         least = [of_map.topk(min(limit, of_map.shape[1])).values[:, -1:] for of_map in of_maps]
-        passing = torch.cat([of_map >= score for of_map, score in zip(of_maps, least, strict=True)], dim=1) & (rows > self.score_threshold)
-        image, place = passing.nonzero(as_tuple=True)
+        high = torch.cat([of_map >= score for of_map, score in zip(of_maps, least, strict=True)], dim=1)
+        image, place = (high & (rows > self.score_threshold)).nonzero(as_tuple=True)
+        if len(image) > 2 * len(rows) * len(of_maps) * limit:  # very many are equal, as in half precision or before the first step
+            groups = classes if self.candidates_per_class is not None else 1
+            high = torch.cat([highest(of_map, score, limit, groups) for of_map, score in zip(of_maps, least, strict=True)], dim=1)
+            image, place = (high & (rows > self.score_threshold)).nonzero(as_tuple=True)
         found = Candidates(image, place // classes, place % classes, rows[image, place])
         if self.candidates_per_class is not None:
             found = found.pick(found.label.argsort(stable=True))
@@ -141,6 +155,26 @@ class PostProcess:
             enters &= (corners[:, 2:] - corners[:, :2] >= self.min_size).all(dim=1)
         places = enters.nonzero().flatten()
         return candidates.pick(places), corners[places]
+
+
+def highest(scores: Tensor, least: Tensor, limit: int, groups: int) -> Tensor:
+    """Where the `limit` highest scores of each row are.
+
+    Args:
+        scores: ``(N, L)``.
+        least: ``(N, 1)``, the lowest of those.
+        limit: how many, at most L.
+        groups: of scores that equal the lowest, the first of every so many go before the second, and so on.
+
+    >>> highest(torch.tensor([[1.0, 2, 1, 1, 0, 1]]), torch.tensor([[1.0]]), 3, groups=2).tolist()
+    [[True, True, True, False, False, False]]
+    """
+    higher, limit = scores > least, min(limit, scores.shape[1])
+    places = torch.arange(scores.shape[1], device=scores.device).view(-1, groups)
+    order = places.T.flatten().argsort().to(torch.int32)
+    first = torch.where(scores == least, len(order) - order, 0).topk(limit).indices  # (N, limit)
+    wanted = torch.arange(limit, device=scores.device) < limit - higher.sum(dim=1, keepdim=True)
+    return higher | torch.zeros_like(higher).scatter_(1, first, wanted)
 
 
 def rank(groups: Tensor) -> Tensor:

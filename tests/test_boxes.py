@@ -90,7 +90,7 @@ def test_images_of_a_batch_do_not_touch_one_another(seed, counts, at_once):
         partial(match_or_ignore, threshold=0.5, background=0.4),
         partial(match_above, threshold=0.5),
     ):
-        with patch("lit_detect.boxes.MAX_OVERLAPS", at_once):
+        with patch.dict("lit_detect.boxes.OVERLAPS_AT_ONCE", cpu=at_once):
             labels, boxes = assign(anchors, targets, matcher)
         for index, target in enumerate(targets):
             own = torch.tensor(matched(matcher, anchors.boxes, target["boxes"]) if counts[index] else [-1] * len(anchors))

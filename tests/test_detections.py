@@ -49,7 +49,7 @@ def map_by_map(scores, boxes, size, settings, per_map):
     candidates=st.sampled_from([3, 400]),
     wanted=st.sampled_from([1, 5, 20, 400]),
     spread=st.sampled_from([0.5, 5, 80]),
-    levels=st.sampled_from([2, 10, None]),
+    levels=st.sampled_from([1, 2, 10, None]),
     per_map=st.sampled_from([None, [60], [40, 17, 3, 0]]),
 )
 def test_same_detections_in_the_same_order_as_one_after_another(seed, classes, threshold, candidates, wanted, spread, levels, per_map):

@@ -46,6 +46,16 @@ def test_three_negatives_for_each_positive_and_the_hardest_of_them():
     assert criterion.hardest(loss, labels).tolist() == [[False, True, False, True, True, False]]
 
 
+def test_a_positive_counts_once_where_fewer_negatives_are_left_than_wanted():
+    """Where torchvision, whose ranks go on among the positives, counts them twice."""
+    logits = torch.randn(1, 4, 3)
+    anchors = torch.rand(4, 2).repeat(1, 2) + torch.tensor([0, 0, 1, 1])
+    labels = torch.tensor([[1, 2, 1, 0]])
+    losses = HardNegativeMining()(logits, torch.zeros(1, 4, 4), Anchors(anchors), labels, anchors[None])
+    expected = -logits[0].log_softmax(dim=-1)[range(4), labels[0]].sum() / 3
+    torch.testing.assert_close(losses["class_loss"], expected)
+
+
 def test_an_image_without_objects_teaches_only_with_min_negatives():
     logits = torch.zeros(1, 50, 3, requires_grad=True)
     anchors = torch.rand(50, 2).repeat(1, 2) + torch.tensor([0, 0, 1, 1])

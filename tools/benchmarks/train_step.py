@@ -267,9 +267,9 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     settings: list[dict[str, Any]] = [{"name": name} for name in arguments.detectors]
     if arguments.growth:
-        changes = [{"batch": count} for count in (1, 4, 16)] + [{"boxes": count} for count in (1, 50, 500)]
+        changes = [{"batch": count} for count in (2, 4, 16)] + [{"boxes": count} for count in (1, 20, 100)]
         settings = [{"name": "SSDLite320", **change} for change in (*changes, {"classes": 20}, {"classes": 365})]
-        settings += [{"name": "SSD300", "boxes": count} for count in (1, 50, 500)]
+        settings += [{"name": "SSD300", "boxes": count} for count in (1, 20, 100)]
     rows: list[dict[str, Any]] = []
     print(f"| {' | '.join(COLUMNS.values())} |\n|---{'|---' * (len(COLUMNS) - 1)}|")
     for setting in settings:
