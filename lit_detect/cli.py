@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import inspect
 import sys
 import warnings
 from collections.abc import Sequence
@@ -94,13 +95,17 @@ def overview() -> argparse.ArgumentParser:
 
 
 def run(verb: str, args: list[str]) -> None:
-    """Run a verb that is not Lightning's."""
+    """Run a verb that is not Lightning's; its arguments may also stand in a file, unless it has a --config of its own."""
     from jsonargparse import ArgumentParser
 
     function = getattr(importlib.import_module(VERBS[verb]), verb)
-    parser = ArgumentParser(prog=f"lit-detect {verb}")  # not auto_cli, which has a --config of its own
+    parser = ArgumentParser(prog=f"lit-detect {verb}")
     parser.add_function_arguments(function, as_positional=False)
-    function(**parser.parse_args(args).as_dict())
+    of_a_file = "config" not in inspect.signature(function).parameters
+    if of_a_file:
+        parser.add_argument("--config", action="config", help="a YAML file with these arguments")
+    found = parser.parse_args(args).as_dict()
+    function(**{name: value for name, value in found.items() if not (of_a_file and name == "config")})
 
 
 def mendable(error: BaseException | None) -> str | None:

@@ -110,11 +110,9 @@ class PostProcess:
     def suppress(self, boxes: Tensor, labels: Tensor, scores: Tensor, span: int) -> Tensor:
         """Which boxes non-maximum suppression within each class keeps, in the order they come in: the best first."""
         if len(boxes) > MANY:
-            kept: Tensor = batched_nms(boxes, scores, labels, self.nms_threshold).sort().values
-            return kept
+            return batched_nms(boxes, scores, labels, self.nms_threshold).sort().values  # type: ignore[no-any-return]
         # Each class lies at a place of its own, so that none suppresses another; float64 moves boxes there without rounding them.
-        kept = nms(boxes.double() + (span * labels)[:, None], scores.double(), self.nms_threshold)
-        return kept
+        return nms(boxes.double() + (span * labels)[:, None], scores.double(), self.nms_threshold)  # type: ignore[no-any-return]
 
     def candidates(self, scores: Tensor, per_map: Sequence[int], enough: int) -> Candidates:
         """The highest scores above the threshold: `enough` of each image, and perhaps some that equal the last, if there are so many.
