@@ -49,8 +49,8 @@ Row = dict[str, Any]
 
 
 def compare(
-    models: dict[str, dict[str, Any]] | None = None,
-    shared: dict[str, Any] | None = None,
+    models: dict[str, dict] | None = None,  # type: ignore[type-arg]  # of a dict of anything the parser would make whole what has a class_path
+    shared: dict | None = None,  # type: ignore[type-arg]
     runs: list[str] | None = None,
     out: str = "compare",
     device: Literal["auto", "cpu", "cuda"] = "auto",
