@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, nms
+
+from lit_detect.errors import InputError
 
 __all__ = ["PostProcess"]
 
@@ -41,7 +44,7 @@ class PostProcess:
     The best candidates go through non-maximum suppression first. Since only a better box can suppress another, what they leave is final,
     and more candidates are taken only if that is less than `detections_per_image`: the result is that of all of them.
 
-    A GPU is waited for once an image, and four times a batch.
+    In each such round a GPU is waited for once an image and three or four times a batch.
 
     Args:
         score_threshold: candidates score more than this, 0..1.
@@ -50,6 +53,9 @@ class PostProcess:
         candidates_per_class: at most so many of each class enter non-maximum suppression; by default all.
         candidates_per_map: likewise for each feature map, whatever their class (RetinaNet, section 4, "Inference").
         min_size: leave out boxes of a smaller side, in pixels.
+
+    Raises:
+        InputError: no detection is wanted.
     """
 
     score_threshold: float = 0.01
@@ -58,6 +64,10 @@ class PostProcess:
     candidates_per_class: int | None = None
     candidates_per_map: int | None = None
     min_size: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.detections_per_image < 1:
+            raise InputError(f"Expected detections_per_image to be 1 or more but got {self.detections_per_image}.")
 
     def __call__(
         self, scores: Tensor, boxes: Tensor, sizes: Sequence[tuple[int, int]], per_map: Sequence[int] = ()
@@ -83,7 +93,8 @@ class PostProcess:
         unsettled, enough = list(range(len(sizes))), 4 * self.detections_per_image
         while unsettled:
             rows = slice(None) if len(unsettled) == len(sizes) else unsettled
-            found, all_seen = self.detect(scores[rows].float(), boxes[rows], [sizes[index] for index in unsettled], per_map, enough)
+            known = scores[rows].float().nan_to_num(-1.0, posinf=torch.inf)  # what is not a number passes no threshold
+            found, all_seen = self.detect(known, boxes[rows], [sizes[index] for index in unsettled], per_map, enough)
             for index, of_image in zip(unsettled, found, strict=True):
                 detections[index] = of_image
             full = [len(of_image["scores"]) == self.detections_per_image for of_image in found]
@@ -112,7 +123,8 @@ class PostProcess:
         if len(boxes) > MANY:
             return batched_nms(boxes, scores, labels, self.nms_threshold).sort().values  # type: ignore[no-any-return]
         # Each class lies at a place of its own, so that none suppresses another; float64 moves boxes there without rounding them.
-        return nms(boxes.double() + (span * labels)[:, None], scores.double(), self.nms_threshold)  # type: ignore[no-any-return]
+        apart = boxes.double() + (span * labels)[:, None]
+        return nms(apart, scores.double(), as_in_float32(self.nms_threshold))  # type: ignore[no-any-return]
 
     def candidates(self, scores: Tensor, per_map: Sequence[int], enough: int) -> Candidates:
         """The highest scores above the threshold: `enough` of each image, and perhaps some that equal the last, if there are so many.
@@ -153,6 +165,17 @@ class PostProcess:
             enters &= (corners[:, 2:] - corners[:, :2] >= self.min_size).all(dim=1)
         places = enters.nonzero().flatten()
         return candidates.pick(places), corners[places]
+
+
+def as_in_float32(threshold: float) -> float:
+    """The number that a float64 exceeds where its float32 exceeds the threshold: so overlaps compare as torchvision's do.
+
+    >>> [overlap > as_in_float32(0.55) for overlap in (0.54999, 0.55)], 110 / 200 > 0.55
+    ([False, True], False)
+    """
+    nearest = np.float32(threshold)
+    above = nearest if float(nearest) > threshold else np.nextafter(nearest, np.float32(np.inf))
+    return (float(above) + float(np.nextafter(above, np.float32(-np.inf)))) / 2
 
 
 def highest(scores: Tensor, least: Tensor, limit: int, groups: int) -> Tensor:

@@ -253,7 +253,7 @@ class Detector(LightningModule):
         for metric in self.metrics[stage]:
             if not self.trainer.sanity_checking:
                 for name, value in metric.compute().items():
-                    # every rank computes the same number from the gathered state; on the device, since NCCL reduces nothing else
+                    # every rank is told the same number; on the device, since NCCL reduces nothing else
                     self.log(f"{stage}/{name}", torch.tensor(value, device=self.device), prog_bar=name in ("map", "map_50", "voc_map"))
             metric.reset()
 

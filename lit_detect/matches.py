@@ -162,7 +162,7 @@ def overlaps_by_image(detections: Images, targets: Images, ignored: np.ndarray) 
 
 def pairs_above(overlap: np.ndarray, iou_threshold: float, rows: slice, columns: slice) -> np.ndarray:
     """Pairs that may match: ``(P, 3)`` detection, target and overlap."""
-    row, at = np.nonzero(overlap >= min(iou_threshold, 1 - 1e-10))
+    row, at = np.nonzero((overlap >= min(iou_threshold, 1 - 1e-10)) & (overlap > 0))
     return np.column_stack([rows.start + row, columns.start + at, overlap[row, at]])
 
 

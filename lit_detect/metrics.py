@@ -59,12 +59,21 @@ class DetectionMetric(Metric):
                 give all ranks as many. Without ids all count. Boxes flagged ``iscrowd`` (COCO) or ``difficult`` (VOC) are neither to
                 be found nor wrong to find.
         """
-        self.rows += [image_rows(*pair) for pair in zip(preds, target, strict=True)]
+        rows = [image_rows(*pair) for pair in zip(preds, target, strict=True)]
+        self.rows += [torch.cat(rows).cpu()] if rows else []  # a GPU is waited for once a batch
 
     def compute(self) -> dict[str, float]:
-        """Named values, 0..1. What has no value, such as AP of a class without targets, is absent."""
+        """Named values, 0..1. What has no value, such as AP of a class without targets, is absent.
+
+        Of several ranks the first evaluates, and tells the others.
+        """
         self.images = self._images()
-        return self.evaluate()
+        if not self._is_synced:
+            return self.evaluate()
+        values = [self.evaluate() if torch.distributed.get_rank(self.process_group) == 0 else {}]
+        source = torch.distributed.get_global_rank(self.process_group, 0) if self.process_group else 0
+        torch.distributed.broadcast_object_list(values, source, self.process_group)
+        return values[0]
 
     def evaluate(self) -> dict[str, float]:
         """The values of `images`."""
@@ -205,16 +214,20 @@ class VOCMeanAveragePrecision(DetectionMetric):
         recall = found / count
         best_from_here = np.maximum.accumulate((found / np.arange(1, len(found) + 1))[::-1])[::-1]
         if self.points == 11:
-            at = np.searchsorted(recall, np.arange(0, 1.1, 0.1))
+            at = np.searchsorted(recall, np.arange(0, 1.1, 0.1))  # the kit's own recalls, of which .3, .6 and .7 are a rounding too high
             return float(np.append(best_from_here, 0)[at].mean())
         return float((np.diff(recall, prepend=0) * best_from_here).sum())
 
 
 def image_rows(found: dict[str, Tensor], target: dict[str, Tensor]) -> Tensor:
     """An image's detections and targets, after a row with its id in three parts (if it has one) and the numbers of both."""
-    high, low = divmod(int(target.get("image_id", 0)), PART**2)
-    head = ["image_id" in target, high, *divmod(low, PART), len(found["labels"]), len(target["labels"]), 0, 0]
-    return torch.cat([torch.tensor([head], dtype=torch.float32), box_rows(found), box_rows(ignore_difficult(target))])
+    boxes = [box_rows(found), box_rows(ignore_difficult(target))]
+    head = boxes[0].new_tensor([["image_id" in target, 0, 0, 0, *map(len, boxes), 0, 0]])
+    if "image_id" in target:
+        identity = target["image_id"].reshape(1).long()
+        parts = [identity // PART**2, identity // PART % PART, identity % PART]
+        head[:, 1:4] = torch.stack(parts, dim=1).to(head)
+    return torch.cat([head, *(rows.to(head.device) for rows in boxes)])
 
 
 def box_rows(boxes: dict[str, Tensor]) -> Tensor:
@@ -222,7 +235,7 @@ def box_rows(boxes: dict[str, Tensor]) -> Tensor:
     corners = boxes["boxes"].reshape(-1, 4).float()
     zeros = torch.zeros_like(boxes["labels"])
     columns = [boxes["labels"], *(boxes.get(name, zeros) for name in ("scores", "area", "iscrowd"))]
-    return torch.cat([corners, *(column.to(corners)[:, None] for column in columns)], dim=1).cpu()
+    return torch.cat([corners, *(column.to(corners)[:, None] for column in columns)], dim=1)
 
 
 def coco_annotations(images: list[Tensor]) -> list[dict[str, Any]]:

@@ -1,4 +1,5 @@
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from lit_detect import PostProcess
+from lit_detect import InputError, PostProcess
 from lit_detect.boxes import Anchors
 
 
@@ -51,23 +52,30 @@ def map_by_map(scores, boxes, size, settings, per_map):
     spread=st.sampled_from([0.5, 5, 80]),
     levels=st.sampled_from([1, 2, 10, None]),
     per_map=st.sampled_from([None, [60], [40, 17, 3, 0]]),
+    overlap=st.sampled_from([0.3, 0.45, 0.5, 0.55]),
+    whole_pixels=st.booleans(),
+    many=st.sampled_from([10, 25_000]),
 )
-def test_same_detections_in_the_same_order_as_one_after_another(seed, classes, threshold, candidates, wanted, spread, levels, per_map):
+def test_same_detections_in_the_same_order_as_one_after_another(
+    seed, classes, threshold, candidates, wanted, spread, levels, per_map, overlap, whole_pixels, many
+):
     """Also where boxes lie on one another, so that many candidates leave few, and where many scores are equal."""
     generator = torch.Generator().manual_seed(seed)
     sizes = [(100, 90), (40, 200), (100, 90)]
     corner = torch.rand(3, 60, 2, generator=generator) * spread
     boxes = torch.cat([corner, corner + 1 + torch.rand(3, 60, 2, generator=generator) * 60], dim=2)
+    boxes = boxes.round() if whole_pixels else boxes  # overlaps that are just the threshold
     scores = torch.rand(3, 60, classes, generator=generator)
     scores[2] *= 0.6  # so that images differ in how many pass, and in how soon they are settled
     if levels is not None:
         scores = (scores * levels).round() / levels
     if per_map is None:
-        post_process, reference = PostProcess(threshold, 0.45, wanted, candidates_per_class=candidates), class_by_class
+        post_process, reference = PostProcess(threshold, overlap, wanted, candidates_per_class=candidates), class_by_class
     else:
-        post_process = PostProcess(threshold, 0.45, wanted, candidates_per_map=candidates)
+        post_process = PostProcess(threshold, overlap, wanted, candidates_per_map=candidates)
         reference = partial(map_by_map, per_map=per_map)
-    found = post_process(scores, boxes, sizes, per_map or [])
+    with patch("lit_detect.detections.MANY", many):
+        found = post_process(scores, boxes, sizes, per_map or [])
     for of_image, *image in zip(found, scores, boxes, sizes, strict=True):
         for name, value in zip(("boxes", "scores", "labels"), reference(*image, post_process), strict=True):
             torch.testing.assert_close(of_image[name], value)
@@ -157,5 +165,18 @@ def test_a_gpu_is_waited_for_once_an_image_and_four_times_a_batch(images, limits
     boxes = torch.cat([corner, corner + 30], dim=2)
     with Waits() as waits:
         PostProcess(detections_per_image=10, **limits)(scores, boxes, [(230, 230)] * images, [200, 100])
-    # the numbers of candidates come to the processor in one piece, and each of them is then no wait
-    assert images < waits.count <= images + 4
+    # and once more for the numbers of candidates, which come to the processor in one piece
+    assert waits.count == images + (3 if "candidates_per_map" in limits else 2)
+
+
+def test_what_is_not_a_number_hides_nothing():
+    boxes = torch.arange(60)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])
+    scores = torch.rand(60, 1) * 0.5 + 0.4
+    scores[:39] = torch.nan
+    found = detect(PostProcess(detections_per_image=10), scores, boxes, (2000, 2000))
+    assert found["scores"].tolist() == scores[39:, 0].sort(descending=True).values[:10].tolist()
+
+
+def test_no_detections_at_all_are_not_what_anybody_wants():
+    with pytest.raises(InputError, match="detections_per_image to be 1 or more but got 0"):
+        PostProcess(detections_per_image=0)

@@ -228,12 +228,13 @@ class TargetList(list[dict[str, Tensor]]):
         return tensors, ([{name: value.numpy() for name, value in target.items()} for target in self],)
 
     def pin_memory(self) -> TargetList:
-        """In memory that a GPU reads by itself; `DataLoader` calls this."""
-        return self._together(Tensor.pin_memory)
+        """As it is: a few kilobytes need not be pinned as images are, and `DataLoader` would do it tensor by tensor."""
+        return self
 
-    def to(self, device: Any, non_blocking: bool = False) -> TargetList:
-        """On a device; Lightning calls this."""
-        return self._together(lambda values: values.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str) -> TargetList:
+        """On a device; Lightning calls this. To a GPU the copies run on their own, from one it is waited for."""
+        on_their_own = torch.device(device).type != "cpu"
+        return self._together(lambda values: values.to(device, non_blocking=on_their_own))
 
     def _together(self, move: Callable[[Tensor], Tensor]) -> TargetList:
         """Move each field of all images in one piece, where tensor by tensor would take a GPU hundreds of copies a batch."""

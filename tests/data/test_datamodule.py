@@ -138,11 +138,12 @@ def test_a_batchs_targets_move_field_by_field(monkeypatch):
     )
     copies = []
     real = torch.Tensor.to
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **kwargs: copies.append(args) or real(self, *args, **kwargs))
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **kwargs: copies.append(kwargs) or real(self, *args, **kwargs))
     moved = move_data_to_device(targets, torch.device("cpu"))
-    assert len(copies) == 4
+    assert copies == [{"non_blocking": False}] * 4
     assert isinstance(moved, TargetList)
     for before, after in zip(targets, moved, strict=True):
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) and before[name].shape == after[name].shape for name in before)
     assert move_data_to_device(targets, torch.device("meta"))[0]["boxes"].is_meta
+    assert copies[4:] == [{"non_blocking": True}] * 4
