@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ class ResultsTable(Callback):
         metric = detector.metrics[stage][0]
         detections, targets = metric.detections, metric.targets
         logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(f"{stage}/")}
-        values = {name.removeprefix(f"{stage}/"): value for name, value in logged.items()}
+        # what is not a number is absent, here and in the file
+        values = {name.removeprefix(f"{stage}/"): value for name, value in logged.items() if math.isfinite(value)}
         found = results(values, detections, targets, detector.classes)
         Console().print(results_tables(found, stage))
         path = folder / "metrics.json"

@@ -239,8 +239,8 @@ class TargetList(list[dict[str, Tensor]]):
     def _together(self, move: Callable[[Tensor], Tensor]) -> TargetList:
         """Move each field of all images in one piece, where tensor by tensor would take a GPU hundreds of copies a batch."""
         moved = TargetList({} for _ in self)
-        for name in {name: None for target in self for name in target}:
-            having = [index for index, target in enumerate(self) if name in target]
+        for name, dtype in {(name, value.dtype): None for target in self for name, value in target.items()}:
+            having = [index for index, target in enumerate(self) if name in target and target[name].dtype == dtype]
             values = [self[index][name] for index in having]
             parts = torch.split(move(torch.cat([value.flatten() for value in values])), [value.numel() for value in values])
             for index, value, part in zip(having, values, parts, strict=True):

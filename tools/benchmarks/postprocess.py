@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
 
-from lit_detect import PostProcess, SSDLite
+from lit_detect import PostProcess
 from lit_detect.boxes import Anchors
 from lit_detect.cost import in_turn, machine
 from lit_detect.lightning_cli import read_config
@@ -70,7 +70,10 @@ def trained(config: Path, checkpoint: Path, batch: int) -> tuple[str, Outputs]:
     network = detector.network.eval()
     inputs = network.inputs([torch.from_numpy(image).permute(2, 0, 1) for image in images])
     logits, deltas, anchors = network.predict(inputs.images)
-    return "SSDLite320" if isinstance(detector, SSDLite) else "SSD300", Outputs(logits, deltas, anchors.boxes)
+    name = next((name for name, kind in KINDS.items() if kind.post_process == network.post_process and kind.anchors == len(anchors)), None)
+    if name is None:
+        raise SystemExit(f"Expected an SSDLite320 or an SSD300 with its default settings in {config}.")
+    return name, Outputs(logits, deltas, anchors.boxes)
 
 
 def measure(kind: Kind, outputs: Outputs, rounds: int, device: str) -> dict[str, float]:
