@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, generalized_box_iou_loss
 
 from lit_detect.boxes import Anchors
 from lit_detect.errors import InputError
@@ -210,9 +210,13 @@ class FocalLoss(Criterion):
 
     def class_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The classification loss of each anchor, ``(N, A)``; equations 4 and 5."""
-        background_and_classes = logits.new_zeros(*labels.shape, logits.shape[-1] + 1).scatter_(-1, labels.clamp(min=0)[..., None], 1)
-        wanted = background_and_classes[..., 1:]
-        loss: Tensor = sigmoid_focal_loss(logits, wanted, self.alpha, self.gamma, reduction="none").sum(dim=-1)
+        wanted = torch.zeros_like(logits, dtype=torch.bool)
+        wanted.scatter_(-1, (labels - 1).clamp(min=0)[..., None], (labels > 0)[..., None])
+        # p_t = sigmoid(-z), so that -log(p_t) = softplus(z): half of the passes over memory that sigmoid_focal_loss takes, where most
+        # of RetinaNet's loss goes
+        z = torch.where(wanted, -logits, logits)
+        weight = torch.where(wanted, self.alpha, 1 - self.alpha)
+        loss = (weight * z.sigmoid() ** self.gamma * F.softplus(z)).sum(dim=-1)
         return loss * (labels >= 0)
 
     def scores(self, logits: Tensor) -> Tensor:
