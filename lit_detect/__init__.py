@@ -36,7 +36,7 @@ NAMES = {  # what the package gives, by the modules that have it; a module is im
     "models.vgg": ["VGG16"],
     "models.yolo": ["YOLOv3"],
     "pictures": ["DetectionPictures"],
-    "predictions": ["PredictionWriter"],
+    "predictions": ["PredictionWriter", "write_predictions"],
     "tiles": ["Tiled", "Tiles"],
     "visualize": ["draw_against_targets", "draw_detections"],
 }
@@ -95,6 +95,7 @@ if TYPE_CHECKING:  # the same, for editors and type checkers
     from lit_detect.models.yolo import YOLOv3 as YOLOv3
     from lit_detect.pictures import DetectionPictures as DetectionPictures
     from lit_detect.predictions import PredictionWriter as PredictionWriter
+    from lit_detect.predictions import write_predictions as write_predictions
     from lit_detect.tiles import Tiled as Tiled
     from lit_detect.tiles import Tiles as Tiles
     from lit_detect.visualize import draw_against_targets as draw_against_targets

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
-import torch
 from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -13,6 +11,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import lit_detect
 from lit_detect import DetectionDataModule, Detector
 from lit_detect.callbacks import ResultsTable
+from lit_detect.checkpoints import read_checkpoint
 from lit_detect.data.presets import RESIZING_PRESETS
 from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
@@ -82,12 +81,7 @@ class DetectionCLI(LightningCLI):
 
     def _take_classes(self, config: Namespace, path: Path) -> None:
         """A checkpoint's classes go before the data's, so that the data need not be there to predict."""
-        if not path.is_file():
-            raise InputError(f"Expected a checkpoint at {path} but there is no such file.")
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True).get("hyper_parameters", {})
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            raise InputError(f"Expected a checkpoint of plain data but {path} is damaged or holds code, which is not run.") from error
+        saved = read_checkpoint(path).get("hyper_parameters", {})
         if config.data.classes is None and "classes" in saved:
             config.data.classes, config.data.category_ids = list(saved["classes"]), list(saved["category_ids"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from lit_detect.callbacks import run_folder
+from lit_detect.errors import InputError
 from lit_detect.visualize import FALSE, MISSED, TRUE, draw_against_targets, montage, with_caption
 
 __all__ = ["DetectionPictures", "log_picture"]
@@ -29,9 +31,16 @@ class DetectionPictures(Callback):
         images: how many; 0 for none.
         score_threshold: draw detections that score at least this, 0..1.
         every_n_epochs: in a training, draw at the end of every n-th epoch.
+
+    A module whose steps give no ``detections``, as a `Detector`'s do, is not drawn.
+
+    Raises:
+        InputError: fewer images than none, or every n-th epoch for an n under 1.
     """
 
     def __init__(self, images: int = 12, score_threshold: float = 0.5, every_n_epochs: int = 1) -> None:
+        if images < 0 or every_n_epochs < 1:
+            raise InputError(f"Expected images from 0 and every_n_epochs from 1 but got {images} and {every_n_epochs}.")
         self.images, self.score_threshold, self.every_n_epochs = images, score_threshold, every_n_epochs
         self.pictures: list[Image.Image] = []
         self.counts: Counter[str] = Counter()
@@ -53,7 +62,7 @@ class DetectionPictures(Callback):
 
     def draw(self, trainer: Trainer, module: Any, outputs: Any, batch: Any) -> None:
         """Draw as many images of a batch as are still wanted; the first rank's, whose order is the same each time."""
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not isinstance(outputs, Mapping) or "detections" not in outputs:
             return
         wanted = self.images - len(self.pictures)
         for image, target, found in list(zip(*batch, outputs["detections"], strict=True))[:wanted]:

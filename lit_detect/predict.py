@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lit_detect.data.dataset import Concatenation, DetectionDataset, Target
+from lit_detect.data.dataset import Concatenation, DetectionDataset, Target, nothing_to_find
 from lit_detect.data.feed import Feed, collate, one_thread
 from lit_detect.data.folder import to_predict
 from lit_detect.errors import InputError
@@ -30,7 +30,9 @@ def predict(
     num_workers: int = 0,
     tile: int | None = None,
     overlap: float = 0.25,
-    score_threshold: float = 0.0,
+    whole: bool = True,
+    score_threshold: float | dict[str, float] = 0.0,
+    classes: Sequence[str] | None = None,
     skip_unreadable: bool = False,
     progress: bool = False,
 ) -> list[dict[str, Tensor]]:
@@ -45,7 +47,10 @@ def predict(
         num_workers: processes that read files; 0 for none.
         tile: side in pixels of the tiles in which large images are looked at; none for images as they are: see `Tiled`.
         overlap: of neighbouring tiles, at least, as a share of their side, 0 to under 1.
-        score_threshold: leave out detections that score less, 0..1, beside what the detector leaves out.
+        whole: look at the whole of a large image too, for objects that are larger than the overlap.
+        score_threshold: leave out detections that score less, 0..1, beside what the detector leaves out; or by class, as in
+            ``{"person": 0.3}``.
+        classes: give detections of these classes only; by default of all.
         skip_unreadable: give no detections for a file that cannot be read, and warn, instead of raising.
         progress: show a progress bar.
 
@@ -53,22 +58,47 @@ def predict(
         For each image a dict of ``boxes`` ``(D, 4)`` xyxy in its pixels, ``labels`` ``(D,)`` and ``scores`` ``(D,)``, best first.
 
     Raises:
-        InputError: something that is no image, or a file that cannot be read.
+        InputError: something that is no image, a file that cannot be read, or a class that the detector does not know.
     """
-    dataset = to_dataset(images)
+    dataset = Concatenation([to_dataset(images)])  # which numbers the images: a data set's own ids may be any
     feed = Feed(dataset, skip_unreadable=skip_unreadable)
     loader = DataLoader(feed, batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=one_thread)
-    network = detector.network if tile is None else Tiled(detector.network, tile, overlap, batch_size=batch_size)
+    network = detector.network if tile is None else Tiled(detector.network, tile, overlap, whole, batch_size)
     device = detector.device
+    least = thresholds(detector.classes, score_threshold, 0.0, classes).to(device)
     nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
     detections = [{name: value.to(device) for name, value in nothing.items()} for _ in range(len(dataset))]
     with evaluating(detector), torch.inference_mode():
         for batch, targets in track(loader, "predict", disable=not progress):
             inputs = batch.to(device) if isinstance(batch, Tensor) else [image.to(device) for image in batch]
             for target, found in zip(targets, network(inputs) if len(inputs) else [], strict=True):
-                kept = found["scores"] >= score_threshold
-                detections[int(target["image_id"])] = {name: value[kept] for name, value in found.items()}
+                detections[int(target["image_id"])] = above(found, least)
     return detections
+
+
+def thresholds(
+    classes: Sequence[str], score_threshold: float | dict[str, float] | None, default: float, only: Sequence[str] | None = None
+) -> Tensor:
+    """The least score of each class ``(C,)``; that of a class that is not asked for is never reached.
+
+    Raises:
+        InputError: a class that is not among the classes.
+
+    >>> thresholds(["cat", "dog", "cow"], {"dog": 0.25}, default=0.5, only=["cat", "dog"])
+    tensor([0.5000, 0.2500,    inf])
+    """
+    by_class = score_threshold if isinstance(score_threshold, dict) else {}
+    unknown = [name for name in (*by_class, *(only or [])) if name not in classes]
+    if unknown:
+        raise InputError(f"Expected classes of the detector, {', '.join(classes)}, but got {', '.join(unknown)}.")
+    least = score_threshold if isinstance(score_threshold, int | float) else default
+    return torch.tensor([by_class.get(name, least) if only is None or name in only else torch.inf for name in classes])
+
+
+def above(found: dict[str, Tensor], least: Tensor) -> dict[str, Tensor]:
+    """Detections that score at least what is asked of their class."""
+    kept = found["scores"] >= least[found["labels"] - 1]
+    return {name: value[kept] for name, value in found.items()}
 
 
 @contextmanager
@@ -115,8 +145,7 @@ class Pixels(DetectionDataset):
         return len(self.images)
 
     def load(self, index: int) -> tuple[np.ndarray, Target]:
-        target = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64), "image_id": index}
-        return pixels(self.images[index]), target
+        return pixels(self.images[index]), nothing_to_find(index)
 
     def file_name(self, index: int) -> str:
         return f"image {index}"
@@ -126,12 +155,16 @@ def pixels(image: Any) -> np.ndarray:
     """An image's pixels ``(H, W, 3)`` uint8 RGB.
 
     Raises:
-        InputError: anything else than an image, or not in 8 bits.
+        InputError: anything else than an image, not in 8 bits, or damaged.
     """
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):
             raise InputError(f"Expected an image of 8 bits a colour to predict on but got a PIL image of mode {image.mode}.")
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        try:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except Exception as error:  # an image that was opened is decoded here; see `read_header`
+            name = getattr(image, "filename", "") or "a PIL image"
+            raise InputError(f"Expected an image to predict on but {name} cannot be decoded: {error}.") from error
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
         return image
     if isinstance(image, Tensor) and image.dtype == torch.uint8 and image.ndim == 3 and image.shape[0] == 3:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +18,18 @@ from PIL import Image
 from torch import Tensor
 
 from lit_detect.callbacks import run_folder
+from lit_detect.data.audit_tables import plain
+from lit_detect.data.datamodule import DetectionDataModule
+from lit_detect.data.dataset import DetectionDataset
+from lit_detect.data.feed import Feed
+from lit_detect.data.images import inside
 from lit_detect.data.video import Video
 from lit_detect.errors import InputError
+from lit_detect.predict import above, thresholds, to_dataset
 from lit_detect.results import coco_results
 from lit_detect.visualize import draw_detections
 
-__all__ = ["PredictionWriter"]
+__all__ = ["PredictionFiles", "PredictionWriter", "write_predictions"]
 
 Output = Literal["json", "csv", "yolo", "images"]
 COLUMNS = ("image_id", "file_name", "category_id", "category_name", "x", "y", "width", "height", "score")
@@ -47,7 +53,7 @@ class PredictionWriter(Callback):
         classes: write detections of these classes only; by default of all.
 
     Raises:
-        InputError: in use, with a class that the detector does not know.
+        InputError: in use, with a class that the detector does not know, or without a `DetectionDataModule`.
     """
 
     def __init__(
@@ -58,83 +64,133 @@ class PredictionWriter(Callback):
         classes: list[str] | None = None,
     ) -> None:
         self.folder, self.outputs, self.score_threshold, self.classes = folder, list(outputs), score_threshold, classes
-        self.output = Path()
-        self.written, self.drawn = torch.zeros(0), torch.zeros(0)
-        self.found: dict[int, dict[str, Tensor]] = {}
+        self.files: PredictionFiles | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         beside_the_run = run_folder(trainer) / "predictions"
-        self.output = Path(self.folder) if self.folder else beside_the_run
-        self.written, self.drawn = (
-            thresholds(pl_module.classes, self.score_threshold, default, self.classes)  # type: ignore[arg-type]
-            for default in (0.0, 0.5)
-        )
-        if "yolo" in self.outputs:
-            dataset = trainer.datamodule.splits["predict"]  # type: ignore[attr-defined]
-            check_names([dataset.file_name(index) for index in range(len(dataset))])
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, DetectionDataModule):
+            raise InputError(f"Expected a DetectionDataModule to predict on, which names the images, but got {type(data).__name__}.")
+        folder = Path(self.folder) if self.folder else beside_the_run
+        self.files = PredictionFiles(folder, pl_module, data.dataset("predict"), self.outputs, self.score_threshold, self.classes)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
-        dataset = trainer.datamodule.splits["predict"]  # type: ignore[attr-defined]
+        assert self.files is not None  # made at the start
         for image, found, target in zip(batch[0], outputs, batch[1], strict=True):
-            index = int(target["image_id"])
-            name = dataset.file_name(index)
-            kept = self.found[index] = above({key: value.cpu() for key, value in found.items()}, self.written)
-            if "yolo" in self.outputs:
-                path = made(self.output / "labels" / yolo_name(name))
-                path.write_text(yolo_rows(kept, *image.shape[-2:]), encoding="utf-8")
-            if "images" in self.outputs and not isinstance(dataset, Video):
-                picture = draw_detections(image, above(kept, self.drawn), pl_module.classes, 0.0)  # type: ignore[arg-type]
-                picture.save(made(self.output / "images" / f"{name}.png"))
+            self.files.add(int(target["image_id"]), image, found)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        everything = dict(sorted(dict(gathered(list(self.found.items()))).items()))  # in one order, however many ranks
-        self.found = {}
-        if not trainer.is_global_zero:
-            return
-        dataset = trainer.datamodule.splits["predict"]  # type: ignore[attr-defined]
-        names = {index: dataset.file_name(index) for index in range(len(dataset))}
-        results = [
-            {**result, "file_name": names[index], "category_name": pl_module.classes[label - 1]}  # type: ignore[index]
-            for index, found in everything.items()
-            for label, result in zip(found["labels"].tolist(), coco_results(found, index, pl_module.category_ids), strict=True)  # type: ignore[arg-type]
-        ]
-        self.output.mkdir(parents=True, exist_ok=True)
-        if "json" in self.outputs:
-            (self.output / "predictions.json").write_text(json_rows(results), encoding="utf-8")
-        if "csv" in self.outputs:
-            write_csv(self.output / "predictions.csv", results)
-        if "images" in self.outputs and isinstance(dataset, Video):
-            drawn = {index: above(found, self.drawn) for index, found in everything.items()}
-            write_video(made(self.output / "images" / f"{dataset.path.stem}.mp4"), dataset, drawn, pl_module.classes)  # type: ignore[arg-type]
-        print(f"predictions: {self.output} ({', '.join(self.outputs)}: {len(results)} detections on {len(everything)} images)")
-        unread = [name for index, name in names.items() if index not in everything]
-        if unread:
-            print(f"could not read {len(unread)} of {len(dataset)} images, which were skipped: {', '.join(unread)}")
+        assert self.files is not None
+        found = dict(gathered(list(self.files.found.items())))
+        if trainer.is_global_zero:
+            self.files.finish(found)
+        self.files = None
 
 
-def thresholds(
-    classes: Sequence[str], score_threshold: float | dict[str, float] | None, default: float, only: Sequence[str] | None = None
-) -> Tensor:
-    """The least score of each class ``(C,)``; that of a class that is not asked for is never reached.
+def write_predictions(
+    detector: Any,
+    images: Any,
+    detections: Sequence[dict[str, Tensor]],
+    folder: str | Path = "predictions",
+    outputs: Sequence[Output] = ("json", "images"),
+    score_threshold: float | dict[str, float] | None = None,
+    classes: Sequence[str] | None = None,
+) -> None:
+    """Write what `Detector.predict` has found, as the verb ``predict`` does.
+
+    Args:
+        detector: knows the names and ids of the classes.
+        images: what was given to `Detector.predict`.
+        detections: what came of it, on any device.
+        folder: where to write.
+        outputs: see `PredictionWriter`, and so are the other arguments.
+        score_threshold: of what is written, and drawn.
+        classes: those that are written.
 
     Raises:
-        InputError: a class that is not among the classes.
-
-    >>> thresholds(["cat", "dog", "cow"], {"dog": 0.25}, default=0.5, only=["cat", "dog"])
-    tensor([0.5000, 0.2500,    inf])
+        InputError: a class that the detector does not know, or images that would have one file.
     """
-    by_class = score_threshold if isinstance(score_threshold, dict) else {}
-    unknown = [name for name in (*by_class, *(only or [])) if name not in classes]
-    if unknown:
-        raise InputError(f"Expected classes of the detector, {', '.join(classes)}, but got {', '.join(unknown)}.")
-    least = score_threshold if isinstance(score_threshold, int | float) else default
-    return torch.tensor([by_class.get(name, least) if only is None or name in only else torch.inf for name in classes])
+    dataset = to_dataset(images)
+    files = PredictionFiles(Path(folder), detector, dataset, outputs, score_threshold, classes)
+    feed = Feed(dataset, skip_unreadable=True)
+    for index, found in enumerate(detections):
+        sample = feed[index] if files.of_images else (None, {})
+        if sample is not None:
+            files.add(index, sample[0], found)
+    files.finish(files.found)
 
 
-def above(found: dict[str, Tensor], least: Tensor) -> dict[str, Tensor]:
-    """Detections that score at least what is asked of their class."""
-    kept = found["scores"] >= least[found["labels"] - 1]
-    return {name: value[kept] for name, value in found.items()}
+class PredictionFiles:
+    """The files of one prediction: those of an image are written when it comes, the others at the end.
+
+    Args:
+        folder: where to write.
+        detector: knows the names and ids of the classes.
+        dataset: the images, which have names here.
+        outputs: see `PredictionWriter`, and so are the other arguments.
+        score_threshold: of what is written, and drawn.
+        classes: those that are written.
+
+    Attributes:
+        found: what is written of each image so far, by its index.
+
+    Raises:
+        InputError: a class that the detector does not know, or images that would have one file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        detector: Any,
+        dataset: DetectionDataset,
+        outputs: Sequence[Output],
+        score_threshold: float | dict[str, float] | None,
+        classes: Sequence[str] | None,
+    ) -> None:
+        self.folder, self.detector, self.dataset, self.outputs = folder, detector, dataset, outputs
+        self.written, self.drawn = (thresholds(detector.classes, score_threshold, default, classes) for default in (0.0, 0.5))
+        self.of_images = "yolo" in outputs or ("images" in outputs and not isinstance(dataset, Video))  # whether pixels are needed
+        self.names = [dataset.file_name(index) for index in range(len(dataset))]
+        self.found: dict[int, dict[str, Tensor]] = {}
+        check_names(self.names, outputs)
+
+    def add(self, index: int, image: Tensor | None, found: dict[str, Tensor]) -> None:
+        """Take the detections of an image ``(3, H, W)`` uint8 RGB, and write its own files; without those, it is not looked at."""
+        kept = self.found[index] = above({key: value.cpu() for key, value in found.items()}, self.written)
+        if image is None or not self.of_images:
+            return
+        if "yolo" in self.outputs:
+            text = yolo_rows(kept, *image.shape[-2:])
+            made(self.folder / "labels", yolo_name(self.names[index])).write_text(text, encoding="utf-8")
+        if "images" in self.outputs and not isinstance(self.dataset, Video):
+            picture = draw_detections(image, above(kept, self.drawn), self.detector.classes, 0.0)
+            picture.save(made(self.folder / "images", picture_name(self.names[index])))
+
+    def finish(self, found: Mapping[int, dict[str, Tensor]]) -> None:
+        """Write the files of all images, and say what is where.
+
+        Args:
+            found: what is written of each image, in any order; images that are not among them could not be read.
+        """
+        found = dict(sorted(found.items()))  # in one order, however many ranks
+        results = [
+            {**result, "file_name": self.names[index], "category_name": self.detector.classes[label - 1]}
+            for index, of_image in found.items()
+            for label, result in zip(of_image["labels"].tolist(), coco_results(of_image, index, self.detector.category_ids), strict=True)
+        ]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if "json" in self.outputs:
+            # half a surrogate pair, by which a name that is not UTF-8 comes, is written as JSON's escape, and so read back as it was
+            (self.folder / "predictions.json").write_text(json_rows(results), encoding="utf-8", errors="backslashreplace")
+        if "csv" in self.outputs:
+            write_csv(self.folder / "predictions.csv", results)
+        if "images" in self.outputs and isinstance(self.dataset, Video):
+            drawn = {index: above(of_frame, self.drawn) for index, of_frame in found.items()}
+            write_video(made(self.folder / "images", f"{self.dataset.path.stem}.mp4"), self.dataset, drawn, self.detector.classes)
+        print(f"predictions: {plain(self.folder)} ({', '.join(self.outputs)}: {len(results)} detections on {len(found)} images)")
+        unread = [name for index, name in enumerate(self.names) if index not in found]
+        if unread:
+            print(f"could not read {len(unread)} of {len(self.names)} images, which were skipped: {plain(', '.join(unread))}")
 
 
 def json_rows(results: Sequence[dict[str, Any]]) -> str:
@@ -144,7 +200,7 @@ def json_rows(results: Sequence[dict[str, Any]]) -> str:
 
 def write_csv(path: Path, results: Sequence[dict[str, Any]]) -> None:
     """The results as a table, the box in four columns."""
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         for result in results:
@@ -170,19 +226,24 @@ def yolo_name(name: str) -> str:
     return os.path.splitext(name)[0] + ".txt"
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse images whose text files would be one.
+def picture_name(name: str) -> str:
+    """The picture of an image; its suffix stays, since a folder may have both ``a.jpg`` and ``a.png``."""
+    return f"{name}.png"
+
+
+def check_names(names: Sequence[str], outputs: Sequence[Output]) -> None:
+    """Refuse images that would have one file.
 
     Raises:
-        InputError: two images whose names differ in their suffix alone.
+        InputError: two images of one name, or for ``yolo`` of names that differ in their suffix alone.
     """
-    seen: dict[str, str] = {}
-    for name in names:
-        other = seen.setdefault(yolo_name(name), name)
-        if other != name:
-            raise InputError(
-                f"Expected images that differ in more than their suffix for yolo but {other} and {name} both have {yolo_name(name)}."
-            )
+    for output, file_of in (("yolo", yolo_name), ("images", picture_name)):
+        seen: dict[str, str] = {}
+        for name in names if output in outputs else ():
+            file = file_of(name)
+            if file in seen:
+                raise InputError(f"Expected images that have files of their own for {output} but {seen[file]} and {name} both have {file}.")
+            seen[file] = name
 
 
 def write_video(path: Path, video: Video, drawn: dict[int, dict[str, Tensor]], classes: Sequence[str]) -> None:
@@ -210,8 +271,13 @@ def write_video(path: Path, video: Video, drawn: dict[int, dict[str, Tensor]], c
         writer.release()
 
 
-def made(path: Path) -> Path:
-    """The path of a file whose folder is there now."""
+def made(folder: Path, name: str) -> Path:
+    """The path of a file in a folder that is there now.
+
+    Raises:
+        InputError: a name that leads out of it.
+    """
+    path = inside(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

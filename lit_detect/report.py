@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import platform
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import cv2
 import torch
 from jinja2 import Environment, StrictUndefined
 from lightning.pytorch.utilities import move_data_to_device
@@ -22,28 +24,20 @@ from torch.utils.data import DataLoader
 
 import lit_detect
 from lit_detect.analysis import image_counts, match_detections
+from lit_detect.checkpoints import best_or_last, load_checkpoint
+from lit_detect.data.audit_tables import plain
 from lit_detect.data.dataset import DetectionDataset
 from lit_detect.data.feed import Feed
 from lit_detect.detector import Detector
 from lit_detect.errors import InputError
-from lit_detect.report_history import History, read_history
+from lit_detect.report_history import History, read_history, why_no_history
 from lit_detect.report_sections import best_threshold, class_rows, confusions, curves, data_figures, error_rows, score_figures, size_rows
-from lit_detect.views import load_checkpoint
 from lit_detect.visualize import draw_against_targets
 
 __all__ = ["Evaluation", "evaluate", "render", "report"]
 
 THUMBNAIL = 480  # pixels of width
-PACKAGES = (
-    "lit_detect",
-    "torch",
-    "torchvision",
-    "lightning",
-    "torchmetrics",
-    "faster-coco-eval",
-    "albumentations",
-    "opencv-python-headless",
-)
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "faster-coco-eval", "albumentations")
 
 
 def report(
@@ -54,7 +48,7 @@ def report(
     split: Literal["val", "test"] | None = None,
     images: int = 8,
     score_threshold: float | None = None,
-    device: str | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> None:
     """Evaluate a trained detector and write a page about it: one HTML file that opens anywhere, without a network.
 
@@ -62,46 +56,40 @@ def report(
     worst and the best images, and what it was made with.
 
     Args:
-        run: a run's folder, with ``config.yaml``, ``checkpoints`` and the training's metrics.
+        run: a run's folder, with ``config.yaml``, ``checkpoints`` (of a resumed run those of the first) and the training's metrics.
         config: in place of a run: a training config.
         ckpt_path: the checkpoint; of a run ``best.ckpt`` by default, or else ``last.ckpt``.
         out: the file to write; by default ``report.html`` in the run's folder, or here.
         split: the data to evaluate on; by default ``val``, or ``test`` where there is none.
         images: how many of the worst and of the best to show.
         score_threshold: detections that score at least this are shown and counted, 0..1; by default where F1 is largest.
-        device: ``cpu`` or ``cuda``; by default a GPU if there is one.
+        device: what to evaluate on; by default a GPU if there is one.
 
     Raises:
         InputError: not one of run and config; files that are missing or do not fit each other.
     """
-    from lit_detect.lightning_cli import read_config
-
     folder = None if run is None else Path(run)
     files = {"run": run, "config": config, "ckpt_path": ckpt_path, "out": out}
     settings = {"split": split, "images": images, "score_threshold": score_threshold, "device": device}
     config_file, checkpoint_file = run_files(folder, config, ckpt_path)
-    data, detector = read_config(config_file)
-    if detector is None:
-        raise InputError(f"Expected a model in {config_file} but there is none.")
-    checkpoint = load_checkpoint(detector, checkpoint_file)
-    split = split or ("test" if data.splits["val"] is None else "val")
-    data.setup("validate" if split == "val" else "test")
-    loader = cast("DataLoader[Any]", data.val_dataloader() if split == "val" else data.test_dataloader())
-    evaluation = evaluate(detector, loader, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    evaluation, chosen, checkpoint = evaluate_checkpoint(config_file, checkpoint_file, split, device)
+    history = read_history(folder) if folder is not None else {}
     about = {
-        "title": f"{type(detector).__name__} on {split}, {folder or config_file}",
-        "split": split,
+        "title": f"{type(evaluation.detector).__name__} on {chosen}, {folder or config_file}",
+        "split": chosen,
         "data": str(evaluation.dataset),
         "checkpoint": str(checkpoint_file),
         "epoch": checkpoint.get("epoch"),
         "step": checkpoint.get("global_step"),
         "config": config_file.read_text(encoding="utf-8", errors="replace"),
         "command": command(files | settings),
+        "no_history": why_no_history(folder) if folder is not None and not history else "",
     }
-    history = read_history(folder) if folder is not None else {}
     path = Path(out) if out is not None else (folder or Path()) / "report.html"
-    path.write_text(render(evaluation, history, about, images, score_threshold), encoding="utf-8")
-    print(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    # a file's name that is not UTF-8 has halves of surrogate pairs in it
+    path.write_text(render(evaluation, history, about, images, score_threshold), encoding="utf-8", errors="backslashreplace")
+    without = f", without the training's curves: {about['no_history']}" if about["no_history"] else ""
+    print(plain(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB){without}"))
 
 
 def run_files(folder: Path | None, config: str | None, ckpt_path: str | None) -> tuple[Path, Path]:
@@ -112,11 +100,22 @@ def run_files(folder: Path | None, config: str | None, ckpt_path: str | None) ->
         return Path(str(config)), Path(str(ckpt_path))
     if not (folder / "config.yaml").is_file():
         raise InputError(f"Expected the folder of a run, such as lightning_logs/version_0, but there is no {folder / 'config.yaml'}.")
-    usual = [folder / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
-    found = Path(ckpt_path) if ckpt_path is not None else next((path for path in usual if path.is_file()), None)
-    if found is None:
-        raise InputError(f"Expected {usual[0]} or {usual[1].name} but there is neither: give --ckpt_path.")
-    return folder / "config.yaml", found
+    return folder / "config.yaml", Path(ckpt_path) if ckpt_path is not None else best_or_last(folder)
+
+
+def evaluate_checkpoint(config: Path, ckpt_path: Path, split: str | None, device: str) -> tuple[Evaluation, str, dict[str, Any]]:
+    """Evaluate a config's detector with a checkpoint's weights: the evaluation, its split, and the rest of the checkpoint."""
+    from lit_detect.lightning_cli import read_config
+
+    data, detector = read_config(config)
+    if detector is None:
+        raise InputError(f"Expected a model in {config} but there is none.")
+    checkpoint = load_checkpoint(detector, ckpt_path)
+    split = split or ("test" if data.splits["val"] is None else "val")
+    data.setup("validate" if split == "val" else "test")
+    loader = cast("DataLoader[Any]", data.val_dataloader() if split == "val" else data.test_dataloader())
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return evaluate(detector, loader, chosen), split, checkpoint
 
 
 def command(given: dict[str, Any]) -> str:
@@ -175,7 +174,8 @@ def render(evaluation: Evaluation, history: History, about: dict[str, Any], imag
     Args:
         evaluation: from `evaluate`.
         history: the training's metrics by name, from `read_history`; may be empty.
-        about: texts by name: ``title``, ``split``, ``data``, ``checkpoint``, ``epoch``, ``step``, ``config`` and ``command``.
+        about: texts by name: ``title``, ``split``, ``data``, ``checkpoint``, ``epoch``, ``step``, ``config``, ``command``, and
+            ``no_history``: why there is no history, empty where none is expected.
         images: how many of the worst and of the best to show.
         score_threshold: see `report`.
 
@@ -205,9 +205,18 @@ def render(evaluation: Evaluation, history: History, about: dict[str, Any], imag
         errors=error_rows(matches),
         worst=thumbnails(evaluation, worst, point.threshold),
         best=thumbnails(evaluation, [index for index in best if index not in worst], point.threshold),
-        versions={"lit_detect": lit_detect.__version__, "Python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        versions=versions(),
         made=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
+
+
+def versions() -> dict[str, str]:
+    """What the page was made with; packages that are there without their metadata are left out."""
+    found = {"lit_detect": lit_detect.__version__, "Python": platform.python_version(), "OpenCV": cv2.__version__}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def thumbnails(evaluation: Evaluation, indices: Sequence[int], score_threshold: float) -> list[dict[str, str]]:

@@ -43,29 +43,40 @@ def best_threshold(matches: Matches, score_threshold: float | None) -> Operating
 
 
 def curves(history: History, best_step: int | None, epoch: int | None) -> list[Figure]:
-    """Losses and AP over the training, with a line at the checkpoint."""
+    """Losses and AP over the training, with a line at the checkpoint; values that are not finite are left out, and counted."""
     mark = None if best_step is None else (float(best_step), f"epoch {epoch}")
-    losses = [name for name in ("train/loss", "val/loss") if name in history]
+    history, lost = finite(history)
     found: list[Figure] = []
+
+    def add(title: str, note: str, names: Sequence[str], every: Sequence[Series], top: float) -> None:
+        if count := sum(lost[name] for name in names):
+            note += f" {count} values are left out that are not finite."
+        every = [one._replace(y=np.minimum(one.y, top)) for one in every]
+        found.append((title, note, lines(f"{title} by step", every, "steps", (0, top), mark=mark)))
+
+    losses = [name for name in ("train/loss", "val/loss") if name in history]
     if losses:
         every = [Series(name, *thinned(*history[name]), colour=number, dots=name == "val/loss") for number, name in enumerate(losses)]
         late = np.concatenate([values[len(values) // 20 :] for _, values in (history[name] for name in losses)])
-        top = float(np.nanmax(late, initial=0)) * 1.05 or 1.0  # the first few steps can be many times the rest
-        every = [one._replace(y=np.minimum(one.y, top)) for one in every]
-        found.append(("Loss", "The mean over stretches of steps.", lines("losses by step", every, "steps", (0, top), mark=mark)))
+        top = float(np.max(late, initial=0)) * 1.05 or 1.0  # the first few steps can be many times the rest
+        add("Loss", "The mean over stretches of steps.", losses, every, top)
     names = {"val/map": "AP", "val/map_50": "AP50", "val/map_75": "AP75", "val/voc_map": "VOC AP"}
     every = [Series(text, *history[name], colour=number, dots=True) for number, (name, text) in enumerate(names.items()) if name in history]
     if every:
-        found.append(("Average precision", "After each validation.", lines("AP by step", every, "steps", (0, 1), mark=mark)))
+        add("Average precision", "After each validation.", [name for name in names if name in history], every, 1.0)
     parts = [name for name in history if name.startswith("train/") and name.endswith("_loss")]
     if len(parts) > 1:
         every = [Series(name.removeprefix("train/"), *thinned(*history[name]), colour=number) for number, name in enumerate(parts)]
-        top = max(float(np.nanpercentile(one.y, 98)) for one in every) * 1.1 or 1.0
-        every = [one._replace(y=np.minimum(one.y, top)) for one in every]
-        found.append(
-            ("Parts of the training loss", "Their sum is the loss.", lines("parts of the loss", every, "steps", (0, top), mark=mark))
-        )
+        top = max((float(np.percentile(one.y, 98)) for one in every if len(one.y)), default=0.0) * 1.1 or 1.0
+        add("Parts of the training loss", "Their sum is the loss.", parts, every, top)
     return found
+
+
+def finite(history: History) -> tuple[History, dict[str, int]]:
+    """The values of a history that are finite, and of each metric how many are not: a training that diverges logs those too."""
+    good = {name: np.isfinite(steps) & np.isfinite(values) for name, (steps, values) in history.items()}
+    kept = {name: (steps[good[name]], values[good[name]]) for name, (steps, values) in history.items()}
+    return kept, {name: int((~one).sum()) for name, one in good.items()}
 
 
 def class_rows(matches: Matches, values: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -196,7 +196,7 @@ class Tiles(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.size is not None:
-            batch_size: int = trainer.datamodule.batch_size  # type: ignore[attr-defined]
+            batch_size: int = getattr(getattr(trainer, "datamodule", None), "batch_size", 8)
             pl_module.network = Tiled(pl_module.network, self.size, self.overlap, self.whole, batch_size)  # type: ignore[arg-type]
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

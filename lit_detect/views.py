@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 from PIL import Image
@@ -16,8 +15,10 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
+from lit_detect.checkpoints import load_checkpoint
 from lit_detect.data.feed import Feed
-from lit_detect.data.images import inside, read_header, read_image
+from lit_detect.data.folder import ImageFolder
+from lit_detect.data.images import IMAGE_SUFFIXES, inside, read_header, read_image
 from lit_detect.detector import Detector, without_crowd
 from lit_detect.errors import InputError
 from lit_detect.models.dense import DenseNetwork
@@ -25,12 +26,13 @@ from lit_detect.models.inputs import FixedSize, Inputs, ShortestSide
 from lit_detect.models.two_stage import TwoStageNetwork
 from lit_detect.visualize import DASHED, EDGE, TRUE, Outline, colour, draw_boxes, draw_detections, montage, with_caption
 
-__all__ = ["draw_anchors", "draw_data", "draw_proposals", "load_checkpoint", "visualize"]
+__all__ = ["draw_anchors", "draw_data", "draw_proposals", "visualize"]
 
 GREY = (90, 90, 90)
 WIDTH = 400  # pixels of a panel
 Panels = list[tuple[str, Image.Image]]  # each with its caption
 Target = dict[str, Tensor]
+Found = dict[str, list[tuple[list[float], str, float]]]  # boxes xyxy, classes and scores by the image's name
 
 
 def visualize(
@@ -67,8 +69,11 @@ def visualize(
     if (config is None) == (predictions is None) or (predictions is None) != (images is None):
         raise InputError("Expected either --config, or --predictions and --images, the folder they are of.")
     sheets: Iterator[Image.Image]
+    remark = ""
     if predictions is not None:
-        what_is_drawn, sheets = "predictions", draw_predictions(Path(predictions), Path(str(images)), score_threshold)
+        found, of_images = read_predictions(Path(predictions)), Path(str(images))
+        what_is_drawn, sheets = "predictions", draw_predictions(found, of_images, score_threshold)
+        remark = without_detections(found, of_images)
     else:
         what_is_drawn, sheets = what, draw_config(str(config), what, ckpt_path, epochs, proposals)
     folder = Path(out)
@@ -76,7 +81,7 @@ def visualize(
     number = 0
     for number, sheet in enumerate(islice(sheets, count), start=1):
         sheet.save(folder / f"{what_is_drawn}-{number:02d}.png")
-    print(f"{what_is_drawn} drawn: {number} pictures, {folder}/{what_is_drawn}-*.png")
+    print(f"{what_is_drawn} drawn: {number} pictures, {folder}/{what_is_drawn}-*.png{remark}")
 
 
 def draw_config(config: str, what: str, ckpt_path: str | None, epochs: int, proposals: int) -> Iterator[Image.Image]:
@@ -106,27 +111,6 @@ def draw_config(config: str, what: str, ckpt_path: str | None, epochs: int, prop
             panels += draw_proposals(cast(Detector, detector), image, learnt, proposals)
         if len(panels) > 1:
             yield sheet_of(panels)
-
-
-def load_checkpoint(detector: Detector, path: Path) -> dict[str, Any]:
-    """Give a detector the weights of a checkpoint.
-
-    Returns:
-        The rest of the checkpoint.
-
-    Raises:
-        InputError: no such file, not a checkpoint of plain data, or another detector's.
-    """
-    try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        detector.load_state_dict(checkpoint.pop("state_dict"))
-    except OSError as error:
-        raise InputError(f"Expected a checkpoint but could not read {path}: {error.strerror}.") from error
-    except (pickle.UnpicklingError, EOFError, KeyError) as error:
-        raise InputError(f"Expected a checkpoint of plain data but {path} is damaged or holds code, which is not run.") from error
-    except RuntimeError as error:
-        raise InputError(f"Expected a checkpoint of {type(detector).__name__} as configured but got {path}: {str(error)[:300]}") from error
-    return checkpoint
 
 
 def size(image: Tensor) -> str:
@@ -244,22 +228,40 @@ def draw_proposals(detector: Detector, image: Tensor, target: Target, count: int
     return [(text, draw_boxes(seen(inputs, network.inputs), outlines))]
 
 
-def draw_predictions(file: Path, folder: Path, score_threshold: float) -> Iterator[Image.Image]:
-    """The images of a predictions file with what was found on them, in its order."""
-    by_image: dict[str, list[tuple[list[float], str, float]]] = defaultdict(list)
+def read_predictions(file: Path) -> Found:
+    """What a predictions file has, in its order.
+
+    Raises:
+        InputError: a file that cannot be read, or an entry that is not as `predict` writes it.
+    """
+    by_image: Found = defaultdict(list)
+    where = ""
     try:
-        for entry in json.loads(file.read_text()):
-            x, y, width, height = map(float, entry["bbox"])
-            by_image[str(entry["file_name"])].append(([x, y, x + width, y + height], str(entry["category_name"]), float(entry["score"])))
+        for number, entry in enumerate(json.loads(file.read_text(encoding="utf-8"))):
+            where = f" in entry {number}, {str(entry)[:200]}"
+            x, y, width, height, score = map(float, (*entry["bbox"], entry["score"]))
+            if min(width, height) < 0 or not all(abs(value) < 1e9 for value in (x, y, width, height, score)):
+                raise ValueError("a box with negative sides, or a number that is not finite or beyond any image")
+            by_image[str(entry["file_name"])].append(([x, y, x + width, y + height], str(entry["category_name"]), score))
     except OSError as error:
         raise InputError(f"Expected predictions but could not read {file}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(
-            f"Expected {file} as predict writes it, entries with bbox, file_name, category_name and score, but got: {error!r}."
+            f"Expected {file} as predict writes it, entries with bbox, file_name, category_name and score, but got: {error!r}{where}."
         ) from error
+    return by_image
+
+
+def draw_predictions(by_image: Found, folder: Path, score_threshold: float) -> Iterator[Image.Image]:
+    """The images of a folder with what was found on them, in the order of the predictions file."""
     classes = sorted({name for found in by_image.values() for _, name, _ in found})
     for image_name, found in by_image.items():
         path = inside(folder, image_name)
+        if path.suffix.lower() not in IMAGE_SUFFIXES and not path.is_file():
+            raise InputError(
+                f"Expected predictions on image files but got {image_name!r}: frames of a video are drawn by predict itself, "
+                "with images among its outputs."
+            )
         read_header(path)  # which refuses what is too large to be decoded
         image = torch.from_numpy(read_image(path, rotate=True)).permute(2, 0, 1)
         boxes, names, scores = zip(*found, strict=True)
@@ -269,3 +271,10 @@ def draw_predictions(file: Path, folder: Path, score_threshold: float) -> Iterat
             "scores": torch.tensor(scores),
         }
         yield sheet_of([(image_name, draw_detections(image, detections, classes, score_threshold))])
+
+
+def without_detections(by_image: Found, folder: Path) -> str:
+    """How many images of a folder a predictions file does not name, for the terminal."""
+    images = ImageFolder(str(folder))
+    count = sum(images.file_name(index) not in by_image for index in range(len(images)))
+    return f"; {count} of {len(images)} images have no detections"

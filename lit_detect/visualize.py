@@ -13,7 +13,8 @@ from lit_detect.analysis import match_detections
 
 __all__ = ["Outline", "draw_against_targets", "draw_boxes", "draw_detections", "montage", "with_caption"]
 
-LEAST_SIDE = 320  # pixels: smaller images are enlarged, so that names can be read
+LEAST_SIDE, ENLARGED_SIDE = 320, 1600  # pixels: smaller images are enlarged, so that names can be read, unless one side gets too long
+TALLEST = 4  # times the width of a picture in a montage
 EDGE = 6  # pixels between pictures with captions
 Colour = tuple[int, int, int]
 TRUE, FALSE, MISSED = (
@@ -48,10 +49,10 @@ def draw_boxes(image: Tensor, outlines: Sequence[Outline]) -> Image.Image:
         outlines: the boxes, the first on top. Labels are over all lines; one that would cover another before it is left out.
 
     Returns:
-        The picture, enlarged if its shorter side is under 320 pixels.
+        The picture, enlarged if its shorter side is under 320 pixels and its longer one under 1600.
     """
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    scale = max(1.0, LEAST_SIDE / min(picture.size))
+    scale = max(1.0, min(LEAST_SIDE / min(picture.size), ENLARGED_SIDE / max(picture.size)))
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(max(12, round(min(picture.size) / 24)))
@@ -107,7 +108,7 @@ def draw_detections(image: Tensor, detections: dict[str, Tensor], classes: Seque
         score_threshold: leave out detections that score less, 0..1.
 
     Returns:
-        The picture, enlarged if its shorter side is under 320 pixels.
+        The picture, enlarged as by `draw_boxes`.
     """
     columns = (detections[name].tolist() for name in ("boxes", "labels", "scores"))
     return draw_boxes(
@@ -162,14 +163,16 @@ def colour(label: int, count: int) -> Colour:
 
 
 def montage(pictures: Sequence[Image.Image], columns: int = 4, width: int = 400) -> Image.Image:
-    """Pictures side by side on white, each scaled to one width.
+    """Pictures side by side on white, each scaled to one width; a very tall one is narrower.
 
     Args:
         pictures: at least one.
         columns: pictures a row.
         width: of each picture, in pixels.
     """
-    scaled = [picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS) for picture in pictures]
+    scales = [min(width / picture.width, TALLEST * width / picture.height) for picture in pictures]
+    sides = [[max(1, round(side * scale)) for side in picture.size] for picture, scale in zip(pictures, scales, strict=True)]
+    scaled = [picture.resize((w, h), Image.Resampling.LANCZOS) for picture, (w, h) in zip(pictures, sides, strict=True)]
     rows = [scaled[start : start + columns] for start in range(0, len(scaled), columns)]
     heights = [max(picture.height for picture in row) for row in rows]
     sheet = Image.new("RGB", (width * min(columns, len(scaled)), sum(heights)), "white")

@@ -8,7 +8,7 @@ from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 import lit_detect.pictures
-from lit_detect import SSD, DetectionDataModule, DetectionPictures
+from lit_detect import SSD, DetectionDataModule, DetectionPictures, InputError
 from lit_detect.data.coco import COCODetection
 from lit_detect.data.digits import write_digits
 from lit_detect.pictures import log_picture
@@ -63,6 +63,19 @@ def test_every_n_epochs_and_no_images(run):
     drawn.clear()
     run(DetectionPictures(images=0), max_epochs=1)
     assert drawn == []
+
+
+@pytest.mark.parametrize("wrong", [{"images": -1}, {"every_n_epochs": 0}])
+def test_numbers_out_of_range(wrong):
+    with pytest.raises(InputError, match="Expected images from 0 and every_n_epochs from 1"):
+        DetectionPictures(**wrong)
+
+
+@pytest.mark.parametrize("outputs", [None, {"loss": 1.0}, 1.0])
+def test_a_step_without_detections_is_not_drawn(outputs):
+    callback = DetectionPictures()
+    callback.draw(SimpleNamespace(is_global_zero=True), None, outputs, ([PICTURE], [{}]))
+    assert callback.pictures == []
 
 
 def recorder(*names):

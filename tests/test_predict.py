@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_detect import Concatenation, ImageFolder, InputError, Tiled
+from lit_detect import COCODetection, Concatenation, ImageFolder, InputError, Tiled
 from lit_detect.data.images import read_image
 from tests.conftest import DETECTORS, write_image, write_video
 
@@ -82,6 +82,16 @@ def test_frames_of_a_video(detector, tmp_path):
     same(detector.predict([path, frames[0]], num_workers=2), [*found, *looked_at(detector, frames[:1])])
 
 
+def test_a_data_sets_own_ids_do_not_matter(detector, coco_files):
+    folder, annotations = coco_files  # of ids 7 and 3
+    Image.new("RGB", (80, 60), "red").save(folder / "a.jpg")
+    dataset = COCODetection(str(folder), str(annotations))
+    expected = detector.predict([folder / dataset.file_name(index) for index in range(2)])
+    assert expected[0]["scores"].tolist() != expected[1]["scores"].tolist()
+    same(detector.predict(dataset), expected)
+    same(detector.predict([dataset]), expected)
+
+
 def test_the_mode_of_every_part_is_as_before(detector):
     detector.train()
     detector.backbone.stem.eval()
@@ -104,8 +114,34 @@ def test_the_threshold_and_tiles(detector):
     same([found], [{name: value[everything["scores"] >= least] for name, value in everything.items()}])
     tensor = torch.from_numpy(image).permute(2, 0, 1)
     with torch.no_grad():
-        same(detector.predict(image, tile=96, overlap=0.3), Tiled(detector.network.eval(), 96, 0.3)(tensor[None]))
+        for whole in (True, False):
+            expected = Tiled(detector.network.eval(), 96, 0.3, whole)(tensor[None])
+            same(detector.predict(image, tile=96, overlap=0.3, whole=whole), expected)
     assert isinstance(detector.network, type(DETECTORS["ssd"]().network))  # tiles are for this call alone
+
+
+def test_thresholds_by_class_and_some_classes(detector):
+    image = np.random.default_rng(3).integers(0, 256, (150, 130, 3), dtype=np.uint8)
+    everything = looked_at(detector, [image])[0]
+    label, least = int(everything["labels"][0]), float(everything["scores"][0])
+    name = detector.classes[label - 1]
+    kept = (everything["labels"] != label) | (everything["scores"] >= least)
+    assert 0 < kept.sum() < len(kept)
+    same(detector.predict(image, score_threshold={name: least}), [{key: value[kept] for key, value in everything.items()}])
+    of_class = everything["labels"] == label
+    same(detector.predict(image, classes=[name]), [{key: value[of_class] for key, value in everything.items()}])
+    with pytest.raises(InputError, match="Expected classes of the detector, cat, dog, horse, but got cow"):
+        detector.predict(image, classes=["cow"])
+
+
+def test_a_picture_that_is_cut_off_is_named_or_skipped(detector, tmp_path):
+    write_image(tmp_path / "a.png", 40, 60)
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"b\.png cannot be decoded"):
+        detector.predict(Image.open(tmp_path / "b.png"))
+    found = detector.predict([Image.open(tmp_path / name) for name in ("b.png", "a.png")], skip_unreadable=True)
+    same(found[1:], detector.predict(tmp_path / "a.png"))
+    assert len(found[0]["scores"]) == 0
 
 
 def test_what_cannot_be_read_is_named(detector, tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import sys
 
@@ -15,8 +16,19 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import nn
+from torch.utils.data import DataLoader
 
-from lit_detect import SSD, DetectionDataModule, DetectionDataset, Detector, InputError, PostProcess, PredictionWriter, TorchvisionBackbone
+from lit_detect import (
+    SSD,
+    DetectionDataModule,
+    DetectionDataset,
+    Detector,
+    InputError,
+    PostProcess,
+    PredictionWriter,
+    TorchvisionBackbone,
+    write_predictions,
+)
 from lit_detect.cli import CONFIGS, main
 from lit_detect.data.images import read_image
 from lit_detect.data.writers import Labelled, encode_image, write_coco
@@ -221,6 +233,50 @@ def test_text_files_of_one_name_are_refused(folder, tmp_path):
     shutil.copy(folder / "00.png", folder / "00.jpg")
     with pytest.raises(InputError, match=r"but 00\.jpg and 00\.png both have 00\.txt"):
         predict(sure(), folder, tmp_path, outputs=["yolo"])
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_from_python_the_files_are_those_of_the_command(folder, tmp_path, capsys):
+    (folder / "50.png").write_bytes(b"broken")
+    every = ("json", "csv", "yolo", "images")
+    arguments = {"outputs": every, "score_threshold": {"dog": 0.6}, "classes": ["dog", "cat"]}
+    expected = contents(predict(sure(), folder, tmp_path, **arguments))
+    assert len(expected) == 2 + 2 * 13
+    said = capsys.readouterr().out
+    found = sure().predict(folder, skip_unreadable=True)
+    write_predictions(sure(), folder, found, tmp_path / "python", **arguments)
+    assert contents(tmp_path / "python") == expected
+    assert capsys.readouterr().out == said.replace(str(tmp_path / "out"), str(tmp_path / "python"))
+    write_predictions(sure(), [np.zeros((40, 50, 3), np.uint8)], [found[0]], tmp_path / "array", ["json", "images"])
+    assert sorted(contents(tmp_path / "array")) == ["images/image 0.png", "predictions.json"]
+    with pytest.raises(InputError, match=r"Expected images that have files of their own for images but 00\.png and 00\.png"):
+        write_predictions(sure(), [folder / "00.png"] * 2, found[:2], tmp_path / "twice")
+
+
+def test_a_name_that_is_not_utf_8_is_kept(tmp_path, capsys):
+    name = os.fsdecode(b"caf\xe9")
+    pixels = np.zeros((60, 80, 3), np.uint8)
+    pixels[20:40, 30:60] = [2, 1, 200]
+    (tmp_path / "source").mkdir()
+    try:
+        Image.fromarray(pixels).save(tmp_path / "source" / f"{name}.png")
+    except OSError:
+        pytest.skip("needs a file system that takes any name")
+    (tmp_path / "source" / f"{name}.jpg").write_bytes(b"broken")
+    out = predict(sure(), tmp_path / "source", tmp_path, outputs=["json", "csv", "images"])
+    assert "1 of 2 images, which were skipped: caf?.jpg" in capsys.readouterr().out
+    assert [result["file_name"] for result in from_json(out, None)] == [f"{name}.png"]
+    assert "caf\\udce9.png" in (out / "predictions.csv").read_text(encoding="utf-8")
+    assert [path.name for path in (out / "images").iterdir()] == [f"{name}.png.png"]
+    main(["visualize", "--predictions", str(out / "predictions.json"), "--images", str(tmp_path / "source"), "--out", str(tmp_path / "v")])
+
+
+def test_without_a_datamodule_there_are_no_names(folder, tmp_path):
+    with pytest.raises(InputError, match="Expected a DetectionDataModule to predict on"):
+        trainer(PredictionWriter(str(tmp_path))).predict(sure(), DataLoader(Squares(folder)), return_predictions=False)
 
 
 def test_a_video_becomes_a_video(tmp_path):

@@ -1,5 +1,6 @@
 import re
 from html.parser import HTMLParser
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ ABOUT = {
     "step": 70,
     "config": "x: 1",
     "command": "c",
+    "no_history": "",
 }
 NOTHING = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
 
@@ -197,6 +199,17 @@ def test_a_run_is_reported_and_so_are_its_config_and_checkpoint(run_folder, tmp_
     assert "Average precision" not in check(out.read_text()).text  # without a run there are no curves
 
 
+def test_a_run_without_metrics_says_so(run_folder, capsys, monkeypatch):
+    (run_folder / "metrics.csv").rename(run_folder / "other.csv")
+    monkeypatch.setattr("lit_detect.report.PACKAGES", ("torch", "a-package-that-is-not-there"))
+    main(["report", "--run", str(run_folder)])
+    reason = f"there is no metrics.csv in {run_folder}, nor TensorBoard's events"
+    assert f"without the training's curves: {reason}" in capsys.readouterr().out
+    page = check((run_folder / "report.html").read_text())
+    assert f"Nothing is known of the training: {reason}." in page.text
+    assert f"torch {version('torch')}" in page.text
+
+
 def test_what_is_missing_is_said(run_folder, tmp_path):
     (run_folder / "checkpoints" / "last.ckpt").rename(tmp_path / "a.ckpt")
     cases = {
@@ -204,7 +217,7 @@ def test_what_is_missing_is_said(run_folder, tmp_path):
         ("--config", "x.yaml"): "Expected either --run, or --config and --ckpt_path",
         ("--run", str(tmp_path)): "Expected the folder of a run",
         ("--run", str(run_folder)): "best.ckpt or last.ckpt but there is neither",
-        ("--run", str(run_folder), "--ckpt_path", "none.ckpt"): "could not read none.ckpt",
+        ("--run", str(run_folder), "--ckpt_path", "none.ckpt"): "Expected a checkpoint at none.ckpt but there is no such file",
     }
     for args, message in cases.items():
         with pytest.raises(SystemExit, match=message):

@@ -1,9 +1,11 @@
+import os
+
 import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger
 
 from lit_detect import InputError
-from lit_detect.report_history import read_history
+from lit_detect.report_history import read_history, why_no_history
 
 
 def log(logger):
@@ -37,8 +39,21 @@ def test_what_tensorboard_writes_is_read(tmp_path):
     check(tmp_path / "lightning_logs" / "version_0")
 
 
-def test_a_run_without_metrics_has_no_history(tmp_path):
+def test_parts_of_a_training_are_put_together_in_time(tmp_path):
+    for time, (folder, text) in enumerate([("version_1", "5,0.1\n10,0.2\n"), ("version_0", "10,0.3\n15,0.4\n")]):
+        path = tmp_path / folder / "metrics.csv"
+        path.parent.mkdir()
+        path.write_text(f"step,val/map\n{text}")
+        os.utime(path, (1000 + time, 1000 + time))
+    np.testing.assert_array_equal(read_history(tmp_path)["val/map"], ([5, 10, 15], [0.1, 0.3, 0.4]))
+
+
+def test_a_run_without_metrics_has_no_history(tmp_path, monkeypatch):
     assert read_history(tmp_path) == {}
+    assert "there is no metrics.csv" in why_no_history(tmp_path)
+    (tmp_path / "events.out.tfevents.1").touch()
+    monkeypatch.setattr("lit_detect.report_history.find_spec", lambda name: None)
+    assert "since tensorboard is not installed" in why_no_history(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["epoch,val/map\n0,1\n", "step,val/map\n0,many\n", "step,val/map\n,0.5\n"])

@@ -96,6 +96,21 @@ def test_curves_are_those_that_were_logged():
     assert curves({}, 5, 1) == []
 
 
+def test_what_is_not_finite_is_left_out_and_counted():
+    steps = np.arange(300.0)
+    values = np.where(steps == 7, np.inf, np.where(steps > 200, np.nan, steps))
+    history = dict.fromkeys(("train/loss", "val/map", "train/a_loss", "train/b_loss"), (steps, values))
+    history["val/loss"] = steps, np.full(300, -np.inf)
+    found = {title: (text, chart) for title, text, chart in curves(history, 5, 1)}
+    for title, count in (("Loss", 400), ("Average precision", 100), ("Parts of the training loss", 200)):
+        text, chart = found[title]
+        assert f"{count} values are left out that are not finite." in text
+        assert "nan" not in chart.svg
+        assert "inf" not in chart.svg
+    for value in (np.nan, np.inf):
+        curves({name: (steps, np.full(300, value)) for name in history}, None, None)
+
+
 @pytest.mark.parametrize("counts", [[], [0, 0], [3, 0]])
 def test_nothing_found_and_nothing_to_find_can_be_drawn(counts):
     _, targets = random_batch([(60, 80)] * len(counts), counts)

@@ -81,7 +81,9 @@ def test_predictions_are_drawn_on_their_images(visualize, voc_root, tmp_path):
     file = tmp_path / "predictions.json"
     result = {"file_name": "image0.jpg", "category_name": "cat", "bbox": [10, 20, 30, 25], "score": 0.9}
     file.write_text(json.dumps([result, {**result, "file_name": "image1.jpg", "score": 0.2}]))
-    _, files = visualize("--predictions", file, "--images", voc_root / "JPEGImages")
+    out, files = visualize("--predictions", file, "--images", voc_root / "JPEGImages")
+    assert "predictions drawn: 2 pictures" in out
+    assert "; 3 of 5 images have no detections" in out
     with_box, without = (np.asarray(Image.open(path)).astype(int) for path in files)
     assert with_box.shape == without.shape
     assert (abs(with_box - without) > 60).any()  # the images are the same, and what scores .2 is not drawn
@@ -95,6 +97,13 @@ def test_predictions_are_drawn_on_their_images(visualize, voc_root, tmp_path):
         ('[{"image_id": 1, "category_id": 2, "bbox": [0, 0, 1, 1], "score": 1}]', "file_name"),
         ('[{"file_name": "../a.xml", "category_name": "x", "bbox": [0, 0, 1, 1], "score": 1}]', "leads out of it"),
         ('[{"file_name": "none.jpg", "category_name": "x", "bbox": [0, 0, 1, 1], "score": 1}]', "none.jpg"),
+        ('[{"file_name": "clip_000001", "category_name": "x", "bbox": [0, 0, 1, 1], "score": 1}]', "drawn by predict itself"),
+        (
+            '[{"file_name": "image0.jpg", "category_name": "x", "bbox": [0, 0, -1, 1], "score": 1}]',
+            "p.json as .* negative sides.* in entry 0",
+        ),
+        ('[{"file_name": "image0.jpg", "category_name": "x", "bbox": [0, NaN, 1, 1], "score": 1}]', "not finite.* in entry 0"),
+        ('[{"file_name": "image0.jpg", "category_name": "x", "bbox": [0, 0, 1, 1], "score": Infinity}]', "not finite.* in entry 0"),
     ],
 )
 def test_predictions_that_are_none_are_named(visualize, voc_root, tmp_path, content, message):

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -37,6 +38,17 @@ def test_small_images_are_enlarged_and_boxes_with_them():
     picture = np.asarray(draw_detections(torch.zeros(3, 32, 32, dtype=torch.uint8), found, ["cat", "dog"]))
     assert picture.shape == (320, 320, 3)
     assert tuple(picture[250, 80]) == tuple(picture[300, 160]) == colour(2, 2)
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 2000), (2000, 2), (1, 1)])
+def test_very_long_images_stay_small(height, width):
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
+    picture, _ = draw_against_targets(torch.zeros(3, height, width, dtype=torch.uint8), nothing, nothing, ["cat"])
+    assert max(picture.size) <= 2000
+    assert picture.width / picture.height == width / height
+    sheet = montage([picture] * 12)
+    assert sheet.width == 1600
+    assert sheet.height <= 3 * 1600
 
 
 def test_colours_differ_by_class():

@@ -11,7 +11,7 @@ import numpy as np
 from lit_detect.data.images import ImageFile
 from lit_detect.errors import InputError
 
-__all__ = ["Concatenation", "DecodedImage", "DetectionDataset", "Target"]
+__all__ = ["Concatenation", "DecodedImage", "DetectionDataset", "Target", "nothing_to_find"]
 
 Target = dict[str, Any]
 
@@ -79,6 +79,11 @@ class DetectionDataset(ABC):
     def file_name(self, index: int) -> str:
         """What to call an image in messages and prediction files."""
         return f"{type(self).__name__}[{index}]"
+
+
+def nothing_to_find(image_id: int) -> Target:
+    """The target of an image that has no annotations, to predict on."""
+    return {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64), "image_id": image_id}
 
 
 class Concatenation(DetectionDataset):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_detect.data.dataset import DetectionDataset, Target
+from lit_detect.data.dataset import DetectionDataset, Target, nothing_to_find
 from lit_detect.data.images import IMAGE_SUFFIXES, read_header, read_image
 from lit_detect.data.video import VIDEO_SUFFIXES, Video
 from lit_detect.errors import InputError
@@ -43,9 +43,8 @@ class ImageFolder(DetectionDataset):
         return len(self.files)
 
     def load(self, index: int) -> tuple[np.ndarray, Target]:
-        target = {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64), "image_id": index}
         read_header(self.files[index])  # which refuses what is too large to be decoded
-        return read_image(self.files[index], rotate=True), target
+        return read_image(self.files[index], rotate=True), nothing_to_find(index)
 
     def file_name(self, index: int) -> str:
         return str(self.files[index].relative_to(self.path)) if self.path.is_dir() else self.path.name

@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from lit_detect.data.dataset import DetectionDataset, Target
+from lit_detect.data.dataset import DetectionDataset, Target, nothing_to_find
 from lit_detect.errors import InputError
 
 __all__ = ["VIDEO_SUFFIXES", "Video"]
@@ -74,11 +74,7 @@ class Video(DetectionDataset):
         read, frame = self._capture.read()
         if not read:
             raise InputError(f"Expected {len(self)} frames in {self.path} but frame {index} cannot be decoded.")
-        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), {
-            "boxes": np.zeros((0, 4), np.float32),
-            "labels": np.zeros(0, np.int64),
-            "image_id": index,
-        }
+        return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), nothing_to_find(index)
 
     def file_name(self, index: int) -> str:
         return f"{self.path.stem}_{index:06d}"

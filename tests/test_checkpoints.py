@@ -1,0 +1,72 @@
+import pickle
+
+import pytest
+import torch
+import yaml
+
+from lit_detect import InputError
+from lit_detect.checkpoints import best_or_last, load_checkpoint, read_checkpoint
+from tests.conftest import CLASSES, DETECTORS
+
+
+def save(path, classes=CLASSES, **more):
+    """A checkpoint of the small SSD, whose weights are all 1."""
+    state = {name: torch.ones_like(value) for name, value in DETECTORS["ssd"]().state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": {"classes": classes}, **more}, path)
+    return path
+
+
+def test_a_checkpoint_is_loaded(tmp_path):
+    detector = DETECTORS["ssd"]()
+    assert load_checkpoint(detector, save(tmp_path / "a.ckpt", epoch=3))["epoch"] == 3
+    assert all((parameter == 1).all() for parameter in detector.parameters())
+
+
+@pytest.mark.parametrize("classes", [["dog", "cat", "horse"], ["cat", "dog", "cow"]])
+def test_a_checkpoint_of_other_classes_is_refused(tmp_path, classes):
+    with pytest.raises(InputError, match=r"classes \['cat', 'dog', 'horse'\], in this order, but .*a\.ckpt has \['"):
+        load_checkpoint(DETECTORS["ssd"](), save(tmp_path / "a.ckpt", classes))
+
+
+def test_a_checkpoint_of_another_detector_is_refused(tmp_path):
+    with pytest.raises(InputError, match="Expected a checkpoint of RetinaNet as configured"):
+        load_checkpoint(DETECTORS["retinanet"](), save(tmp_path / "a.ckpt"))
+
+
+@pytest.mark.parametrize("content", [b"", b"text", pickle.dumps({"state_dict": print}), pickle.dumps([1])])
+def test_what_is_damaged_or_holds_code_is_refused(tmp_path, content):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.ckpt is damaged or holds code"):
+        read_checkpoint(path)
+    path.write_bytes(save(tmp_path / "b.ckpt").read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"a\.ckpt is damaged or holds code"):
+        read_checkpoint(path)
+
+
+def test_what_is_missing_or_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"a\.ckpt but there is no such file"):
+        read_checkpoint(tmp_path / "a.ckpt")
+    torch.save([1], tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match=r"a\.ckpt has no state_dict"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_the_checkpoint_of_a_run(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for run in (first, second):
+        run.mkdir()
+    with pytest.raises(InputError, match=r"first/checkpoints/best\.ckpt or last\.ckpt but there is neither"):
+        best_or_last(first)
+    (first / "checkpoints").mkdir()
+    last, best = (first / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
+    last.touch()
+    assert best_or_last(first) == last
+    best.touch()
+    assert best_or_last(first) == best
+    for said in ({"ckpt_path": str(last)}, {"ckpt_path": "last", "checkpoint": {"dirpath": str(last.parent)}}):
+        (second / "config.yaml").write_text(yaml.safe_dump(said))  # a resumed run, which has none of its own
+        assert best_or_last(second) == best
+    (second / "checkpoints").mkdir()
+    (second / "checkpoints" / "last.ckpt").touch()
+    assert best_or_last(second) == second / "checkpoints" / "last.ckpt"
