@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich.console import Console
 
 from lit_detect.results import coco_results, results, results_tables
 
-__all__ = ["ResultsTable"]
+__all__ = ["ResultsTable", "TrainingTime"]
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,37 @@ class ResultsTable(Callback):
         best = trainer.checkpoint_callback
         if isinstance(best, ModelCheckpoint) and best.best_model_path:
             print(f"best checkpoint: {best.best_model_path}")
+
+
+class TrainingTime(Callback):
+    """Log ``train/seconds``: how long training has taken until each validation, which is left out of it. A resumed run goes on."""
+
+    def __init__(self) -> None:
+        self.seconds, self.since = 0.0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.since = time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.since:  # not before a training, to see that validation works, nor after it
+            self.seconds += time.perf_counter() - self.since
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.since:
+            pl_module.log("train/seconds", self.seconds)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.since:
+            self.since = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.since = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = state_dict["seconds"]
 
 
 def run_folder(trainer: Trainer) -> Path:

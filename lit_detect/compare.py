@@ -2,12 +2,14 @@
 
 It trains what is not trained yet, each model by the ordinary ``fit`` in a process of its own, measures them all, and writes into a folder
 
-- ``compare.json``: ``lit_detect``, ``command``, ``machine``, ``images``, ``least_ap``, ``most_ms``, ``verdict``, ``pareto_front`` (names),
-  ``pictures``, and ``rows``: ``name`` and either ``error``, or ``detector``, ``extractor``, ``input_size``, ``checkpoint``, ``ap``,
-  ``ap50``, ``ap75``, ``ap_small``, ``ap_medium``, ``ap_large`` (0..1, as ``validate`` gives them), ``latency_ms`` and ``latency_p95_ms``
-  (median and 95th percentile, one image at a time), ``images_per_second`` at the best ``batch_size``, ``parameters``, ``gflops``,
-  ``memory_mb``, ``joules_an_image``, ``training_seconds`` and ``seconds_to_least_ap`` (without validation), ``latency_by_proposals``
-  and ``latency_by_objects`` (pairs of a count and milliseconds). What cannot be had is absent;
+- ``compare.json``: ``lit_detect``, ``command`` (where it was one), ``machine``, ``images``, ``least_ap``, ``most_ms``, ``verdict``,
+  ``claims`` (see `lit_detect.compare_claims`), ``pareto_front`` (names), ``pictures``, and ``rows``: ``name``; ``error`` where a model
+  failed, or ``warning`` where a part of it did; and what was measured: ``detector``, ``extractor``, ``input_size``, ``fpn_channels``,
+  ``criterion``, ``checkpoint``, ``validation_images`` and ``validation_boxes`` (how many), ``ap``, ``ap50``, ``ap75``, ``ap_small``,
+  ``ap_medium``, ``ap_large`` (0..1, as ``validate`` gives them), ``latency_ms`` and ``latency_p95_ms`` (median and 95th percentile, one
+  image at a time), ``images_per_second`` at the best ``batch_size``, ``parameters``, ``gflops``, ``memory_mb``, ``joules_an_image``,
+  ``training_seconds`` and ``seconds_to_least_ap`` (without validation), ``latency_by_proposals`` and ``latency_by_objects`` (pairs of a
+  count and milliseconds). What cannot be had is absent;
 - ``compare.md``: the same as a page;
 - ``speed_accuracy.png``, ``latency_proposals.png``, ``latency_objects.png``;
 - a folder for each model, with its ``config.yaml``, the training's files and what was printed (``fit.log``, ``measure.log``).
@@ -16,25 +18,26 @@ It trains what is not trained yet, each model by the ordinary ``fit`` in a proce
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import lit_detect
-from lit_detect.compare_measure import load_detector, validation_images
+from lit_detect.compare_claims import claims
+from lit_detect.compare_measure import load_detector, validation_images, write_json
 from lit_detect.compare_plots import draw_pictures
 from lit_detect.compare_report import front, limits, markdown, time_to, verdict
-from lit_detect.compare_runs import Run, call, epochs, read_models, train
+from lit_detect.compare_runs import Run, call, epochs, names_of, read_models, train
 from lit_detect.cost import Pass, detection_pass, in_turn, machine, proposals, proposals_of
-from lit_detect.detector import Detector
 from lit_detect.errors import InputError
 from lit_detect.lightning_cli import read_config
 
@@ -78,13 +81,13 @@ def compare(
         most_ms: and the most accurate one within so many milliseconds an image; by default the median of all.
 
     Raises:
-        InputError: no model, or one that is not described as it should be.
+        InputError: no model, one folder twice, or one that is not described as it should be.
     """
     if images < 1:
         raise InputError(f"Expected at least 1 image but got {images}.")
-    named = {**(models or {}), **{Path(run).name: {"run": run} for run in runs or []}}
-    if not named or len(named) < len(models or {}) + len(runs or []):
-        raise InputError(f"Expected models or runs to compare, each of a name of its own, but got {list(models or {}) + (runs or [])}.")
+    named = {**(models or {}), **{name: {"run": run} for name, run in names_of(runs or [], models or {}).items()}}
+    if not named:
+        raise InputError("Expected models or runs to compare but got none.")
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     folder = Path(out)
     entries = read_models(shared or {}, named, folder)
@@ -92,25 +95,41 @@ def compare(
     measure_latency(entries, rows, chosen, precision, images)
     least_ap, most_ms = limits(rows, least_ap, most_ms)
     for run, row in zip(entries, rows, strict=True):
-        if "error" not in row and (logged := epochs(run.trained_in or run.folder)):
-            row["training_seconds"] = logged[-1][0]
-            if (seconds := time_to(logged, least_ap)) is not None:
-                row["seconds_to_least_ap"] = seconds
-    report = {
-        "lit_detect": lit_detect.__version__,
-        "command": " ".join(["lit-detect", *sys.argv[1:]]),
-        "machine": machine(chosen, precision),
-        "images": images,
+        if "error" not in row:
+            row |= training_time(run, least_ap)
+    report = {"images": images, "machine": machine(chosen, precision), **conclusions(rows, least_ap, most_ms)}
+    write_report(folder, {**report, "pictures": draw_pictures(folder, rows), "rows": rows})
+
+
+def training_time(run: Run, least_ap: float) -> Row:
+    """Seconds of training in all and until so much AP, as far as they were logged."""
+    try:
+        logged = epochs(run.trained_in or run.folder)
+    except InputError as error:
+        return {"warning": str(error)}
+    seconds = time_to(logged, least_ap)
+    return {**({"training_seconds": logged[-1][0]} if logged else {}), **({} if seconds is None else {"seconds_to_least_ap": seconds})}
+
+
+def conclusions(rows: Sequence[Row], least_ap: float, most_ms: float) -> dict[str, Any]:
+    """What follows from the rows."""
+    return {
         "least_ap": least_ap,
         "most_ms": most_ms,
         "verdict": verdict(rows, least_ap, most_ms),
+        "claims": claims(rows),
         "pareto_front": [row["name"] for row in front(rows)],
-        "pictures": draw_pictures(folder, rows),
-        "rows": rows,
     }
-    (folder / "compare.json").write_text(json.dumps(report, indent=1))
+
+
+def write_report(folder: Path, report: dict[str, Any]) -> None:
+    """Write ``compare.json`` and ``compare.md``, and print the page."""
+    of_command_line = {"command": shlex.join(["lit-detect", *sys.argv[1:]])} if sys.argv[1:2] == ["compare"] else {}
+    report = {"lit_detect": lit_detect.__version__, **of_command_line, **report}
+    write_json(folder / "compare.json", report)
     (folder / "compare.md").write_text(markdown(report))
     print(markdown(report))
+    rows = report["rows"]
     print(f"compared: {folder / 'compare.md'} ({sum('error' not in row for row in rows)} of {len(rows)} models)")
 
 
@@ -118,54 +137,106 @@ def train_and_measure(run: Run, device: str, precision: str, images: int) -> Row
     """A model's row without its latency; or with why there is none."""
     try:
         train(run)
-        result = run.folder / f"measured_{device}_{precision}.json"
-        if not result.is_file() or result.stat().st_mtime < max(file.stat().st_mtime for file in (run.weights, run.config_file)):
-            print(f"{run.name}: measuring", flush=True)
-            arguments = [str(run.config_file), str(run.weights), str(result), "--device", device, "--precision", precision]
-            call(["-m", "lit_detect.compare_measure", *arguments, "--images", str(images)], run.folder / "measure.log")
-        row = {"name": run.name, **json.loads(result.read_text()), "checkpoint": str(run.weights)}
+        row = measured(run, device, precision, images)
     except (InputError, RuntimeError) as error:
         print(f"{run.name}: failed: {error}", flush=True)
         return {"name": run.name, "error": str(error)}
-    return row | ({"extractor": run.extractor} if run.extractor else {})
+    return {"name": run.name, **row, "checkpoint": str(run.weights)} | ({"extractor": run.extractor} if run.extractor else {})
+
+
+def measured(run: Run, device: str, precision: str, images: int) -> Row:
+    """What is measured of a trained model, now or when the same was measured before.
+
+    Raises:
+        InputError: its training left no checkpoint.
+        RuntimeError: it failed before there was an AP. What fails later is a ``warning`` of the row, which is measured again next time.
+    """
+    if not run.weights.is_file():
+        raise InputError(f"Expected the training to leave a checkpoint at {run.weights} but there is no such file.")
+    result = run.folder / f"measured_{device}_{precision}.json"
+    of: Row = {"checkpoint": str(run.weights), "changed": run.weights.stat().st_mtime, "data": run.config["data"]}
+    of = json.loads(json.dumps({**of, "images": images, "machine": machine(device, precision)}, default=str))
+    row = read_row(result)
+    if row.pop("measured", None) == of:
+        return row
+    print(f"{run.name}: measuring", flush=True)
+    result.unlink(missing_ok=True)
+    arguments = [str(run.config_file), str(run.weights), str(result), "--device", device, "--precision", precision]
+    try:
+        call(["-m", "lit_detect.compare_measure", *arguments, "--images", str(images)], run.folder / "measure.log")
+    except RuntimeError as error:
+        if row := read_row(result):
+            return {**row, "warning": f"images a second were not measured: {error}"}
+        raise
+    row = read_row(result)
+    write_json(result, {**row, "measured": of})
+    return row
+
+
+def read_row(file: Path) -> Row:
+    """A row that was written; empty where there is none, or half of one."""
+    try:
+        row: Row = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return row
 
 
 def measure_latency(entries: Sequence[Run], rows: Sequence[Row], device: str, precision: str, images: int) -> None:
     """Add to the rows what is measured of all models in turn, in this process; or why it cannot be."""
-    passes: dict[str, Pass] = {}
-    detectors: dict[str, Detector] = {}
+    loaded: dict[str, tuple[nn.Module, Pass]] = {}
     pool: list[tuple[Tensor, int]] = []
-    for run, row in zip(entries, rows, strict=True):
-        if "error" in row:
-            continue
-        try:
-            pool = pool or validation_images(read_config(run.config_file, with_model=False)[0], images)
-            detectors[run.name] = load_detector(run.weights)
-            passes[run.name] = detection_pass(detectors[run.name].network, device, precision)
-            passes[run.name]([pool[0][0]])
-        except (InputError, RuntimeError) as error:
-            row["error"] = " ".join(str(error).split())
-            passes.pop(run.name, None)
-    print(f"latency of {len(passes)} models in turn", flush=True)
+
+    def load(run: Run) -> None:
+        pool.extend([] if pool else validation_images(read_config(run.config_file, with_model=False)[0], images))
+        network = load_detector(run.weights).network
+        loaded[run.name] = network, detection_pass(network, device, precision)
+        look(run.name, 0)
 
     def look(name: str, number: int) -> None:
-        passes[name]([pool[number % len(pool)][0]])
+        loaded[name][1]([pool[number % len(pool)][0]])
 
     def look_with(name: str, count: int, number: int) -> None:
-        with proposals(detectors[name].network, count):
+        with proposals(loaded[name][0], count):
             look(name, number)
 
-    times = in_turn({name: partial(look, name) for name in passes}, len(pool), warm_up=min(10, len(pool)), limit=LIMIT)
-    two_stage = [name for name in passes if hasattr(detectors[name].network, "rpn")]
-    against = {(name, count): partial(look_with, name, count) for name in two_stage for count in PROPOSALS}
+    for run, row in zip(entries, rows, strict=True):
+        dropping(loaded, row, load)(run)
+    print(f"latency of {len(loaded)} models in turn", flush=True)
+    measured = [row for row in rows if "error" not in row]
+    looks = {row["name"]: dropping(loaded, row, partial(look, row["name"])) for row in measured}
+    times = in_turn(looks, len(pool), warm_up=min(10, len(pool)), limit=LIMIT)
+    two_stage = [row for row in measured if "error" not in row and hasattr(loaded[row["name"]][0], "rpn")]
+    against = {
+        (row["name"], count): dropping(loaded, row, partial(look_with, row["name"], count)) for row in two_stage for count in PROPOSALS
+    }
     with_proposals = in_turn(against, ROUNDS, warm_up=2, limit=LIMIT / len(PROPOSALS))
-    for row in rows:
-        if (name := row["name"]) in passes:
-            row["latency_ms"], row["latency_p95_ms"] = statistics.median(times[name]), float(np.quantile(times[name], 0.95))
-            row["latency_by_objects"] = by_objects(times[name], [count for _, count in pool])
-            if name in two_stage:
-                medians = {count: statistics.median(with_proposals[name, count]) for count in PROPOSALS}
-                row["latency_by_proposals"] = by_proposals(detectors[name].network, medians, [image for image, _ in pool[:5]])
+
+    def count_proposals(row: Row) -> None:
+        medians = {count: statistics.median(with_proposals[row["name"], count]) for count in PROPOSALS}
+        row["latency_by_proposals"] = by_proposals(loaded[row["name"]][0], medians, [image for image, _ in pool[:5]])
+
+    for row in two_stage:
+        dropping(loaded, row, count_proposals)(row)
+    for row in measured:
+        if "error" not in row:
+            of_model = times[row["name"]]
+            row["latency_ms"], row["latency_p95_ms"] = statistics.median(of_model), float(np.quantile(of_model, 0.95))
+            row["latency_by_objects"] = by_objects(of_model, [count for _, count in pool])
+
+
+def dropping(loaded: dict[str, Any], row: Row, step: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A step of a model, which is dropped where it fails: its row says why, and it has no more steps."""
+
+    def guarded(argument: Any) -> None:
+        if "error" not in row:
+            try:
+                step(argument)
+            except (InputError, RuntimeError) as error:
+                row["error"] = " ".join(str(error).split()) or type(error).__name__
+                loaded.pop(row["name"], None)
+
+    return guarded
 
 
 def by_objects(times: Sequence[float], counts: Sequence[int]) -> list[tuple[float, float]]:

@@ -108,7 +108,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     for row in rows:
         name = f"{row['name']} (failed)" if "error" in row else f"**{row['name']}**" if row["name"] in on_front else row["name"]
         cells.append([name, *(written(row[key]) if key in row else "" for _, key, written in columns)])
-    failed = [f"- {row['name']}: {' '.join(row['error'].split())}" for row in rows if "error" in row]
+    failed = [f"- {row['name']}: {' '.join(row[key].split())}" for row in rows for key in ("error", "warning") if key in row]
     parts = [
         "# Speed and accuracy",
         " ".join(report["verdict"]),
@@ -116,6 +116,10 @@ def markdown(report: Mapping[str, Any]) -> str:
         *(["Failed:\n\n" + "\n".join(failed)] if failed else []),
         f"Bold: nothing else is both faster and more accurate. {notes(report)}",
     ]
+    if report["claims"]:
+        parts.append(
+            "## What the article says\n\n" + "\n".join(f"- {claim}: {answer}. {found}." for claim, answer, found in report["claims"])
+        )
     if report["pictures"]:
         parts.append("\n".join(f"![{name}]({name})" for name in report["pictures"]))
     for title, key in (("proposals that reach the second stage", "latency_by_proposals"), ("objects in the image", "latency_by_objects")):
@@ -129,14 +133,18 @@ def notes(report: Mapping[str, Any]) -> str:
     """How it was measured."""
     found = report["machine"]
     where = f"{found['gpu']}, " if "gpu" in found else ""
+    sets = {row["name"]: (row["validation_images"], row["validation_boxes"]) for row in report["rows"] if "validation_boxes" in row}
+    named = "; ".join(f"{name}: {images} images with {boxes} boxes" for name, (images, boxes) in sets.items())
+    differ = f" **Validation data differ, so AP is not comparable** ({named})." if len({*sets.values()}) > 1 else ""
+    command = f"\n\n```bash\n{report['command']}\n```" if "command" in report else ""
     energy = " Energy is that of the whole device, idling too." if any("joules_an_image" in row for row in report["rows"]) else ""
     return (
-        f"AP is that of `validate`; to the AP: training until a validation gave {ap(report['least_ap'])}. Latency is the median of "
+        f"AP is that of `validate`; to the AP: training until a validation gave {ap(report['least_ap'])}.{differ} Latency is the median of "
         f"{report['images']} validation images, one at a time, from uint8 pixels to detections, all models in turn in one process. "
         "Memory is the most that inference on one image adds to the process (on a GPU: that tensors take). GFLOPs are those of "
         f"convolutions and matrix products, two a multiplication and addition.{energy} {where}{found['cpu']}, {found['cores']} cores, "
         f"{found['threads']} threads, {found['precision']}, torch {found['torch']}, torchvision {found['torchvision']}, "
-        f"Python {found['python']}.\n\n```bash\n{report['command']}\n```"
+        f"Python {found['python']}.{command}"
     )
 
 

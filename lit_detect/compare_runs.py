@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import csv
 import inspect
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lit_detect.checkpoints import best_or_last
 from lit_detect.cli import find_configs
 from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
 from lit_detect.hyperparameters import class_at
+from lit_detect.report_history import read_history
 
-__all__ = ["Run", "TrainingTime", "call", "epochs", "laid_over", "read_models", "train"]
+__all__ = ["Run", "call", "epochs", "laid_over", "names_of", "read_models", "train"]
 
 KEYS = {"config", "run", "ckpt_path", "sizes", "extractors"}  # of a model, beside those of a training's config
+OF_A_TRAINING_THAT_IS_DONE = {"run": {"run", "ckpt_path", "data"}, "ckpt_path": {"ckpt_path", "config", "data"}}
+# settings that do not change what is trained
+ELSEWHERE = ("trainer.logger", "checkpoint.dirpath", "data.num_workers")
 LETTERS = 400  # of a failure's reason
 TRAINING_KEYS = {"seed_everything", "trainer", "model", "data", "checkpoint"}
 
@@ -51,13 +53,31 @@ class Run:
     @property
     def weights(self) -> Path:
         """The checkpoint that is measured: the best, or where none is chosen the last."""
-        best, last = (self.folder / "checkpoints" / f"{name}.ckpt" for name in ("best", "last"))
-        return self.checkpoint or (best if best.is_file() else last)
+        return self.checkpoint or best_or_last(self.folder)
 
     @property
     def config_file(self) -> Path:
         """Where the config is written."""
         return self.folder / "config.yaml"
+
+
+def names_of(runs: Sequence[str], taken: Collection[str]) -> dict[str, str]:
+    """Folders by their names: as many of each path's last parts as tell them apart, and from names that are taken.
+
+    Raises:
+        InputError: one folder twice.
+
+    >>> names_of(["/a/ssd/version_0", "/a/fcos/version_0"], [])
+    {'ssd/version_0': '/a/ssd/version_0', 'fcos/version_0': '/a/fcos/version_0'}
+    """
+    parts = [Path(run).resolve().parts for run in runs]
+    for length in range(1, 1 + max(map(len, parts), default=0)):
+        names = ["/".join(of_run[-length:]) for of_run in parts]
+        if len({*names, *taken}) == len(names) + len(taken):
+            return dict(zip(names, runs, strict=True))
+    if runs:
+        raise InputError(f"Expected runs of a folder of its own each but got {list(runs)}.")
+    return {}
 
 
 def laid_over(below: Any, above: Any) -> Any:
@@ -90,6 +110,8 @@ def read_models(shared: Mapping[str, Any], models: Mapping[str, Mapping[str, Any
     runs = []
     for name, entry in models.items():
         check_keys(f"models.{name}", entry, TRAINING_KEYS | KEYS)
+        if done := next((key for key in OF_A_TRAINING_THAT_IS_DONE if key in entry), None):
+            check_keys(f"models.{name}, which is trained already,", entry, OF_A_TRAINING_THAT_IS_DONE[done])
         below: dict[str, Any] = {}
         trained_in = Path(entry["run"]) if "run" in entry else None
         if trained_in is not None:
@@ -100,8 +122,7 @@ def read_models(shared: Mapping[str, Any], models: Mapping[str, Mapping[str, Any
         config = laid_over(laid_over(below, dict(shared)), parts)
         checkpoint = Path(entry["ckpt_path"]) if "ckpt_path" in entry else None
         if trained_in is not None and checkpoint is None:
-            files = [trained_in / "checkpoints" / file for file in ("best.ckpt", "last.ckpt")]
-            checkpoint = next((file for file in files if file.is_file()), files[0])
+            checkpoint = best_or_last(trained_in)
         if checkpoint is not None and not checkpoint.is_file():
             raise InputError(f"Expected a checkpoint of {name} at {checkpoint} but there is no such file.")
         if not isinstance(config.get("data"), dict):
@@ -149,37 +170,6 @@ def size_argument(class_path: str) -> str:
     return "size" if "size" in inspect.signature(class_at(class_path)).parameters else "min_size"
 
 
-class TrainingTime(Callback):
-    """Log ``train/seconds``: how long training has taken until each validation, which is left out of it. A resumed run goes on."""
-
-    def __init__(self) -> None:
-        self.seconds, self.since = 0.0, 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.since = time.perf_counter()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.since:  # not before a training, to see that validation works, nor after it
-            self.seconds += time.perf_counter() - self.since
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.since:
-            pl_module.log("train/seconds", self.seconds)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.since:
-            self.since = time.perf_counter()
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.since = 0.0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds = state_dict["seconds"]
-
-
 def train(run: Run) -> None:
     """Train a run where it is not trained already, from where it stopped.
 
@@ -189,12 +179,12 @@ def train(run: Run) -> None:
     """
     trained, last = run.folder / "trained", run.folder / "checkpoints" / "last.ckpt"
     config = run.config if run.checkpoint else in_folder(run.config, run.folder)
-    text = yaml.safe_dump(config, sort_keys=False)
     run.folder.mkdir(parents=True, exist_ok=True)
-    if not run.config_file.exists() or run.config_file.read_text() != text:
-        if trained.exists() or last.exists():
-            raise InputError(f"Expected the folder {run.folder} to hold this training but its config.yaml is another's: delete it.")
-        run.config_file.write_text(text)
+    if (trained.exists() or last.exists()) and (keys := differing(read_yaml(run.config_file), config)):
+        raise InputError(
+            f"Expected {run.folder} to hold this training but its config.yaml differs in {', '.join(keys)}: delete the folder."
+        )
+    run.config_file.write_text(yaml.safe_dump(config, sort_keys=False))
     if run.checkpoint is None and not trained.exists():
         print(f"{run.name}: training, {'from where it stopped, ' if last.exists() else ''}see {run.folder / 'fit.log'}", flush=True)
         resume = ["--ckpt_path", str(last)] if last.exists() else []
@@ -203,15 +193,30 @@ def train(run: Run) -> None:
 
 
 def in_folder(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A training config with what it leaves behind in a folder, and its time logged."""
+    """A training config with what it leaves behind in a folder; loggers of its own come after the one that is read here."""
     trainer = config.get("trainer", {})
     logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder.resolve()), "name": ""}}
-    callbacks = [*(trainer.get("callbacks") or []), {"class_path": f"{__name__}.{TrainingTime.__name__}"}]
+    others = trainer.get("logger")
+    others = others if isinstance(others, list) else [others] if isinstance(others, dict) else []
     return {
         **config,
-        "trainer": {**trainer, "logger": logger, "callbacks": callbacks},
+        "trainer": {**trainer, "logger": [logger, *others]},
         "checkpoint": {**config.get("checkpoint", {}), "dirpath": str(folder.resolve() / "checkpoints")},
     }
+
+
+def differing(one: Any, other: Any, key: str = "") -> list[str]:
+    """Keys of two configs whose values differ, but for those of `ELSEWHERE`.
+
+    >>> differing({"trainer": {"max_epochs": 3, "logger": True}}, {"trainer": {"max_epochs": 4}, "data": {}})
+    ['data', 'trainer.max_epochs']
+    """
+    if one == other or key in ELSEWHERE:
+        return []
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [key]
+    inner = {name: f"{key}.{name}".lstrip(".") for name in sorted({*one, *other}, key=str)}
+    return [found for name, path in inner.items() for found in differing(one.get(name), other.get(name), path)]
 
 
 def call(arguments: Sequence[str], log: Path) -> None:
@@ -234,10 +239,10 @@ def last_line(log: Path) -> str:
 
 def epochs(folder: Path) -> list[tuple[float, float]]:
     """Seconds of training and AP of each validation that a training logged, also of one that was resumed."""
-    found = {}
-    for path in sorted(folder.glob("**/metrics.csv"), key=lambda path: path.stat().st_mtime):
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if row.get("train/seconds") and row.get("val/map"):
-                    found[int(row["step"])] = (float(row["train/seconds"]), float(row["val/map"]))
+    files = [file for pattern in ("metrics.csv", "events.out.tfevents.*") for file in folder.rglob(pattern)]
+    found: dict[float, tuple[float, float]] = {}
+    for of_version in dict.fromkeys(file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)):
+        history = read_history(of_version)
+        seconds, aps = (dict(zip(*history[name], strict=True)) if name in history else {} for name in ("train/seconds", "val/map"))
+        found |= {step: (float(seconds[step]), float(aps[step])) for step in seconds if step in aps}
     return [found[step] for step in sorted(found)]

@@ -97,9 +97,17 @@ def in_turn(
 
 
 def images_per_second(
-    run: Pass, images: Sequence[Tensor], most: int = 64, repeats: int = 3, clock: Callable[[], float] = time.perf_counter
+    run: Pass,
+    images: Sequence[Tensor],
+    most: int = 64,
+    repeats: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+    available: Callable[[], float | None] | None = None,
 ) -> dict[int, float]:
     """Images a second in batches of 1, 2, 4, ..., until two batch sizes in a row bring nothing, or the memory is full.
+
+    A GPU says that its memory is full. A CPU's would be found full by the end of the process: there the search stops before a batch that
+    would need more than the machine has left, if it takes twice what the last one took. A container's own limit is not seen.
 
     Args:
         run: see `detection_pass`.
@@ -107,19 +115,25 @@ def images_per_second(
         most: the largest batch.
         repeats: of each batch size after one that does not count; the fastest counts.
         clock: gives seconds.
+        available: gives the megabytes that the CPU's memory has left; by default what Linux says.
 
     Returns:
         Images a second by batch size.
     """
+    available = available or memory_left
     speeds: dict[int, float] = {}
     size = 1
     while size <= most and (not speeds or size <= 4 * max(speeds, key=speeds.__getitem__)):
         batch = [images[index % len(images)] for index in range(size)]
         try:
-            times = in_turn({size: lambda _: run(batch)}, repeats, clock=clock)[size]  # noqa: B023  # it is called before the batch changes
+            with PeakMemory() as memory:
+                times = in_turn({size: lambda _: run(batch)}, repeats, clock=clock)[size]  # noqa: B023  # called before the batch changes
         except torch.OutOfMemoryError:
             break
         speeds[size] = 1000 * size / min(times)
+        left = available()
+        if left is not None and memory.megabytes is not None and 2 * memory.megabytes > left:
+            break
         size *= 2
     return speeds
 
@@ -173,13 +187,18 @@ class PeakMemory:
         self.megabytes = None if peak is None else peak - self._before
 
 
-def process_memory(field: str) -> float | None:
+def process_memory(field: str, file: str = "/proc/self/status") -> float | None:
     """A line of ``/proc/self/status`` in megabytes; None where there is none."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path(file).read_text().splitlines():
             if line.startswith(f"{field}:"):
                 return int(line.split()[1]) * 1024 / 1e6
     return None
+
+
+def memory_left() -> float | None:
+    """Megabytes of the machine's memory that processes can still have; None where Linux does not say."""
+    return process_memory("MemAvailable", "/proc/meminfo")
 
 
 def energy_counter(device: str | torch.device, powercap: str = "/sys/class/powercap") -> Callable[[], float] | None:

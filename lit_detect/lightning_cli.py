@@ -10,7 +10,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lit_detect
 from lit_detect import DetectionDataModule, Detector
-from lit_detect.callbacks import ResultsTable
+from lit_detect.callbacks import ResultsTable, TrainingTime
 from lit_detect.checkpoints import read_checkpoint
 from lit_detect.data.presets import RESIZING_PRESETS
 from lit_detect.data.yolo import read_yaml
@@ -31,7 +31,7 @@ class DetectionCLI(LightningCLI):
             DetectionDataModule,
             subclass_mode_model=True,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [ResultsTable()]},
+            trainer_defaults={"callbacks": [ResultsTable(), TrainingTime()]},
             auto_configure_optimizers=False,
             seed_everything_default=0,
             parser_kwargs={"prog": "lit-detect", "description": lit_detect.__doc__},

@@ -1,9 +1,10 @@
 import json
+import time
 
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
-from lit_detect.callbacks import ResultsTable
+from lit_detect.callbacks import ResultsTable, TrainingTime
 from tests.conftest import DETECTORS, random_batch
 
 
@@ -33,3 +34,33 @@ def test_a_training_leaves_no_results_of_its_epochs(tmp_path):
     run = Trainer(**settings, enable_checkpointing=False, callbacks=[ResultsTable()])
     run.fit(DETECTORS["ssd"](), DataLoader(batches, batch_size=None), DataLoader(batches, batch_size=None))
     assert not (tmp_path / "metrics.json").exists()
+
+
+def test_training_time_leaves_validation_out_and_goes_on_after_a_resume(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    logged = []
+
+    class Module:
+        def log(self, name, value):
+            logged.append((name, value))
+
+    def validate(clock):
+        clock.on_validation_start(None, Module())
+        now[0] += 50
+        clock.on_validation_epoch_end(None, Module())
+        clock.on_validation_end(None, Module())
+
+    clock = TrainingTime()
+    validate(clock)  # before the training, to see that it works
+    clock.on_train_start(None, Module())
+    now[0] += 10
+    validate(clock)
+    resumed = TrainingTime()
+    resumed.load_state_dict(clock.state_dict())
+    resumed.on_train_start(None, Module())
+    now[0] += 3
+    validate(resumed)
+    resumed.on_train_end(None, Module())
+    validate(resumed)  # of the best checkpoint
+    assert logged == [("train/seconds", 10.0), ("train/seconds", 13.0)]

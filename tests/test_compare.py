@@ -1,18 +1,25 @@
 """The verb ``compare``: a whole comparison on a few digits, and how its parts are read, resumed and drawn."""
 
 import json
+import os
 import struct
-import time
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 from lit_detect import InputError
-from lit_detect.cli import CONFIGS
-from lit_detect.compare import by_objects, compare
+from lit_detect.cli import CONFIGS, main
+from lit_detect.compare import by_objects, compare, measure_latency, measured, write_report
 from lit_detect.compare_measure import load_detector
 from lit_detect.compare_plots import draw_pictures
-from lit_detect.compare_runs import TrainingTime, call, epochs, read_models, train
+from lit_detect.compare_runs import call, differing, epochs, names_of, read_models, train
+from lit_detect.cost import machine
 from lit_detect.data.digits import write_digits
 from lit_detect.lightning_cli import read_config
 
@@ -49,6 +56,10 @@ def test_a_comparison_from_yaml_to_pictures_and_again(shared, tmp_path, monkeypa
     assert report["pareto_front"] == ["small SSD"]
     assert "**small SSD**" in (out / "compare.md").read_text()
     assert "broken (failed)" in capsys.readouterr().out
+
+    assert "command" not in report
+    assert (row["criterion"], row["validation_images"]) == ("HardNegativeMining", 4)
+    assert [claim for claim, *_ in report["claims"]] == ["SSD is worse at small objects than at large ones (Liu et al. 2016)"]
 
     # again: what is measured is left as it is, what failed is tried once more; and a run by its folder needs no model
     called = []
@@ -92,8 +103,15 @@ def test_a_training_goes_on_where_it_stopped(shared, tmp_path, monkeypatch):
     assert called.pop() == [*config[1:], "--ckpt_path", str(last)]
     run()
     assert called == []
-    with pytest.raises(InputError, match=r"to hold this training but its config.yaml is another's"):
+    with pytest.raises(InputError, match=r"to hold this training but its config.yaml differs in trainer.max_epochs: delete"):
         run(max_epochs=7)
+    # another logger, or another place, is the same training
+    run(logger={"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "elsewhere"}})
+    moved = (tmp_path / "a").rename(tmp_path / "moved")
+    train(replace(found, folder=moved))
+    assert called == []
+    written = yaml.safe_load((moved / "config.yaml").read_text())
+    assert written["checkpoint"]["dirpath"] == str(moved / "checkpoints")
 
 
 def test_models_are_laid_over_what_they_share(shared, tmp_path):
@@ -128,6 +146,9 @@ def test_extractors_and_sizes_make_models_of_their_own(shared, tmp_path):
         ({"run": "nowhere"}, "nowhere/config.yaml"),
         ({"model": {"class_path": "SDD"}, "sizes": [3]}, "Expected a class to import but found none as SDD"),
         (["model"], "Expected a mapping as models.a"),
+        ({"ckpt_path": "a.ckpt", "sizes": [64]}, "models.a, which is trained already, but got sizes"),
+        ({"run": "a", "config": "a.yaml"}, "models.a, which is trained already, but got config"),
+        ({"run": "a", "trainer": {}}, "Expected ckpt_path, data, run in models.a"),
     ],
 )
 def test_what_is_wrong_with_a_model_is_said(shared, tmp_path, entry, message):
@@ -138,8 +159,8 @@ def test_what_is_wrong_with_a_model_is_said(shared, tmp_path, entry, message):
 def test_what_is_wrong_with_a_comparison_is_said(shared, tmp_path):
     with pytest.raises(InputError, match="Expected models or runs"):
         compare()
-    with pytest.raises(InputError, match="each of a name of its own"):
-        compare(runs=["a/version_0", "b/version_0"])
+    with pytest.raises(InputError, match="runs of a folder of its own each"):
+        compare(runs=["a/version_0", "a/../a/version_0"])
     with pytest.raises(InputError, match="at least 1 image"):
         compare(runs=["a"], images=0)
     with pytest.raises(InputError, match="differ in letters or digits"):
@@ -155,43 +176,146 @@ def test_why_a_process_failed_is_its_last_line(tmp_path):
         call(["-c", "import os; print('before', flush=True); os.kill(os.getpid(), 9)"], tmp_path / "log")
 
 
-def test_training_time_leaves_validation_out_and_goes_on_after_a_resume(monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    logged = []
-
-    class Module:
-        def log(self, name, value):
-            logged.append((name, value))
-
-    def validate(clock):
-        clock.on_validation_start(None, Module())
-        now[0] += 50
-        clock.on_validation_epoch_end(None, Module())
-        clock.on_validation_end(None, Module())
-
-    clock = TrainingTime()
-    validate(clock)  # before the training, to see that it works
-    clock.on_train_start(None, Module())
-    now[0] += 10
-    validate(clock)
-    resumed = TrainingTime()
-    resumed.load_state_dict(clock.state_dict())
-    resumed.on_train_start(None, Module())
-    now[0] += 3
-    validate(resumed)
-    resumed.on_train_end(None, Module())
-    validate(resumed)  # of the best checkpoint
-    assert logged == [("train/seconds", 10.0), ("train/seconds", 13.0)]
-
-
 def test_epochs_of_a_training_that_was_resumed_are_read_once(tmp_path):
     head = "epoch,step,train/seconds,val/map\n"
     for version, rows in enumerate(["0,9,5.0,0.1\n1,19,,\n1,19,10.0,0.2\n", "1,19,11.0,0.25\n2,29,16.0,0.3\n3,30,,0.3\n"]):
         path = tmp_path / f"version_{version}" / "metrics.csv"
         path.parent.mkdir()
         path.write_text(head + rows)
-    assert epochs(tmp_path) in ([(5.0, 0.1), (11.0, 0.25), (16.0, 0.3)], [(5.0, 0.1), (10.0, 0.2), (16.0, 0.3)])
+        os.utime(path, (version, version))
+    assert epochs(tmp_path) == [(5.0, 0.1), (11.0, 0.25), (16.0, 0.3)]
+    os.utime(tmp_path / "version_0" / "metrics.csv", (9, 9))  # what was written last counts
+    assert epochs(tmp_path) == [(5.0, 0.1), (10.0, 0.2), (16.0, 0.3)]
+
+
+def test_runs_are_named_by_what_tells_them_apart():
+    assert list(names_of(["one/version_0", "two/version_0"], [])) == ["one/version_0", "two/version_0"]
+    assert list(names_of(["one/version_0", "one/version_1"], [])) == ["version_0", "version_1"]
+    assert list(names_of(["one/SSD"], ["SSD"])) == ["one/SSD"]
+    assert names_of([], ["SSD"]) == {}
+
+
+def test_a_users_logger_is_kept_beside_the_one_that_is_read(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr("lit_detect.compare_runs.call", lambda arguments, log: None)
+    users = {"class_path": "WandbLogger"}
+    for logger, others in ((users, [users]), ([users], [users]), (True, []), (None, [])):
+        (run,) = read_models(shared, {f"{logger}": {"model": SMALL, "trainer": {"logger": logger}}}, tmp_path)
+        train(run)
+        first, *found = yaml.safe_load(run.config_file.read_text())["trainer"]["logger"]
+        assert first["class_path"].endswith("CSVLogger")
+        assert found == others
+
+
+def test_only_what_changes_a_training_makes_configs_differ():
+    one = {"trainer": {"logger": [1], "max_epochs": 2}, "data": {"num_workers": 2, "batch_size": 3}, "checkpoint": {"dirpath": "a"}}
+    other = {"trainer": {"logger": [2], "max_epochs": 2}, "data": {"num_workers": 0, "batch_size": 4}, "checkpoint": {"dirpath": "b"}}
+    assert differing(one, other) == ["data.batch_size"]
+
+
+@pytest.fixture
+def trained(shared, tmp_path):
+    """A model with a checkpoint that is not looked into."""
+    (tmp_path / "a.ckpt").touch()
+    (run,) = read_models(shared, {"a": {"ckpt_path": str(tmp_path / "a.ckpt")}}, tmp_path / "out")
+    run.folder.mkdir(parents=True)
+    return run
+
+
+def test_a_measurement_is_used_again_only_for_the_same(trained, tmp_path, monkeypatch):
+    called = []
+
+    def measure(arguments, log):
+        called.append(arguments)
+        Path(arguments[4]).write_text(json.dumps({"ap": len(called)}))
+
+    monkeypatch.setattr("lit_detect.compare.call", measure)
+    (tmp_path / "b.ckpt").touch()
+    result = trained.folder / "measured_cpu_32-true.json"
+    os.utime(trained.checkpoint, (1, 1))
+    assert [measured(trained, "cpu", "32-true", images)["ap"] for images in (5, 5, 6, 6)] == [1, 1, 2, 2]
+    other = replace(trained, checkpoint=tmp_path / "b.ckpt")
+    os.utime(other.checkpoint, (1, 1))  # no newer than what was measured
+    assert [measured(other, "cpu", "32-true", 6)["ap"] for _ in range(2)] == [3, 3]
+    os.utime(other.checkpoint, (2, 2))
+    assert measured(other, "cpu", "32-true", 6)["ap"] == 4
+    monkeypatch.setattr("lit_detect.compare.machine", lambda device, precision: {"cpu": "another"})
+    assert measured(other, "cpu", "32-true", 6)["ap"] == 5
+    result.write_text('{"ap": 0.')  # half of a file
+    assert measured(other, "cpu", "32-true", 6)["ap"] == 6
+
+
+def test_a_process_that_ends_early_leaves_its_ap(trained, monkeypatch):
+    def fail(arguments, log, row='{"ap": 0.5}'):
+        if row:
+            Path(arguments[4]).write_text(row)
+        raise RuntimeError("ended by signal 9")
+
+    monkeypatch.setattr("lit_detect.compare.call", fail)
+    for _ in range(2):  # and is measured again
+        assert measured(trained, "cpu", "32-true", 5) == {"ap": 0.5, "warning": "images a second were not measured: ended by signal 9"}
+    monkeypatch.setattr("lit_detect.compare.call", partial(fail, row=None))
+    with pytest.raises(RuntimeError, match="signal 9"):
+        measured(trained, "cpu", "32-true", 5)
+
+
+@pytest.mark.parametrize("fails_at", ["look", "proposals"])
+def test_a_model_that_fails_while_it_is_timed_is_dropped(trained, monkeypatch, fails_at):
+    class Network(torch.nn.Module):
+        rpn = None
+
+    networks = {name: Network() for name in "ab"}
+    looks = []
+
+    def detection_pass(network, device, precision):
+        def detect(images):
+            looks.append(network)
+            if fails_at == "look" and network is networks["a"] and looks.count(network) > 2:
+                raise torch.OutOfMemoryError("memory\nis full")
+
+        return detect
+
+    def proposals_of(network, images):
+        if network is networks["a"]:
+            raise RuntimeError("memory is full")
+        return 7 * len(images)
+
+    fakes = {
+        "validation_images": lambda data, count: [(torch.zeros(3, 2, 2), 1)] * 4,
+        "read_config": lambda *args, **kwargs: [None],
+        "load_detector": lambda weights: SimpleNamespace(network=networks[weights.stem]),
+        "detection_pass": detection_pass,
+        "proposals_of": proposals_of,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(f"lit_detect.compare.{name}", fake)
+    entries = [replace(trained, name=name, checkpoint=Path(f"{name}.ckpt")) for name in "ab"]
+    rows = [{"name": "a", "ap": 0.5}, {"name": "b", "ap": 0.4}]
+    measure_latency(entries, rows, "cpu", "32-true", 4)
+    assert rows[0] == {"name": "a", "ap": 0.5, "error": "memory is full"}
+    assert rows[1]["latency_ms"] > 0
+    assert [count for count, _ in rows[1]["latency_by_proposals"]] == [7.0]
+    if fails_at == "look":
+        assert looks.count(networks["a"]) == 3
+
+
+def test_the_command_line_takes_a_file_and_says_what_is_wrong_with_it(shared, tmp_path):
+    config = tmp_path / "compare.yaml"
+    config.write_text(yaml.safe_dump({"shared": shared, "models": {"a": {"model": SMALL}}, "out": str(tmp_path / "out")}))
+    for args, message in ((["--images", "0"], "Expected at least 1 image but got 0."), ([], "Expected runs of a folder of its own each")):
+        if not args:
+            config.write_text(yaml.safe_dump({"runs": ["a", "a"]}))
+        with pytest.raises(SystemExit) as exit:
+            main(["compare", "--config", str(config), *args])
+        assert exit.value.code.startswith(f"lit-detect: error: {message}")
+
+
+def test_the_command_is_written_where_there_is_one(tmp_path, monkeypatch, capsys):
+    report = {"rows": [], "verdict": [], "claims": [], "pictures": [], "images": 1, "least_ap": 0.5, "machine": machine("cpu")}
+    for argv, command in ((["x", "compare", "--out", "a b"], "lit-detect compare --out 'a b'"), (["pytest", "tests"], None)):
+        monkeypatch.setattr(sys, "argv", argv)
+        write_report(tmp_path, report)
+        assert json.loads((tmp_path / "compare.json").read_text()).get("command") == command
+        assert ("```bash" in capsys.readouterr().out) == (command is not None)
 
 
 def test_pictures_are_drawn_of_what_there_is(tmp_path):

@@ -44,7 +44,7 @@ def test_limits_that_are_not_given_follow_from_the_rows():
 
 def test_the_page_has_what_there_is_and_says_what_failed():
     report = {"rows": ROWS, "verdict": ["One.", "Two."], "pictures": ["a.png"], "machine": MACHINE, "images": 7, "least_ap": 0.5}
-    page = markdown({**report, "command": "lit-detect compare"})
+    page = markdown({**report, "claims": [("So it is", "held", "1 and 2")], "command": "lit-detect compare"})
     header, _, slow, broken, fast, worse, middle = [line for line in page.splitlines() if line.startswith("|")]
     titles = [cell.strip() for cell in header.split("|")]
     assert titles == ["", "", "detector", "AP", "AP small", "ms", "GFLOPs", ""]
@@ -55,4 +55,12 @@ def test_the_page_has_what_there_is_and_says_what_failed():
     assert [row[1] for row in cells[2:]] == ["**fast**", "worse", "**middle**"]
     assert "- broken: Expected | but got none." in page
     assert "![a.png](a.png)" in page
+    assert "## What the article says\n\n- So it is: held. 1 and 2." in page
     assert "Energy" not in page
+    assert "Validation data" not in page
+
+
+def test_the_page_says_that_validation_data_differ():
+    rows = [{**ROWS[0], "validation_images": 5, "validation_boxes": boxes, "name": name} for name, boxes in (("a", 7), ("b", 8))]
+    report = {"rows": rows, "verdict": [], "pictures": [], "claims": [], "machine": MACHINE, "images": 7, "least_ap": 0.5}
+    assert "**Validation data differ, so AP is not comparable** (a: 5 images with 7 boxes; b: 5 images with 8 boxes)." in markdown(report)

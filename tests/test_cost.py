@@ -13,6 +13,7 @@ from lit_detect.cost import (
     images_per_second,
     in_turn,
     machine,
+    memory_left,
     process_memory,
     proposals,
     proposals_of,
@@ -80,6 +81,13 @@ def test_a_full_memory_ends_the_search():
     assert list(images_per_second(run, [torch.zeros(3, 8, 8)])) == [1, 2]
 
 
+@pytest.mark.skipif(process_memory("VmHWM") is None, reason="needs Linux's /proc")
+def test_the_search_ends_before_the_memory_is_full():
+    held = images_per_second(lambda images: np.ones(len(images) * 50_000_000, dtype=np.uint8), [torch.zeros(1)], available=lambda: 150.0)
+    assert list(held) == [1, 2]  # 50 and 100 MB; 200 would be too much
+    assert memory_left() > 0
+
+
 def test_flops_are_those_counted_by_hand():
     network = nn.Sequential(nn.Conv2d(4, 8, 3, stride=2, padding=1, groups=2), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 5 * 5, 3))
     convolution = 2 * 8 * 5 * 5 * (4 // 2) * 3 * 3  # twice the multiplications; each output sees half of the inputs
@@ -134,11 +142,13 @@ def test_as_many_proposals_as_asked_for_reach_the_second_stage(name):
     }
 
 
-def test_a_one_stage_network_has_no_proposals():
-    network = DETECTORS["ssd"]().network
-    before = dict(vars(network))
-    with proposals(network, 5):
-        assert vars(network) == before
+def test_a_one_stage_network_finds_as_much_as_ever():
+    network = DETECTORS["ssd"]().network.eval()
+    image = torch.randint(0, 256, (3, 96, 96), dtype=torch.uint8)
+    detect = detection_pass(network)
+    with proposals(network, 1):
+        limited = detect([image])
+    assert len(limited[0]["boxes"]) == len(detect([image])[0]["boxes"]) > 1
 
 
 @pytest.mark.parametrize("sizes", [[(96, 96)], [(60, 80), (96, 96)]])

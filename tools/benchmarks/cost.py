@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lit_detect import RFCN, SSD, Detector, FasterRCNN, TorchvisionBackbone
 from lit_detect.boxes import overlaps
+from lit_detect.compare_plots import COLOURS as OF_DETECTORS
 from lit_detect.compare_plots import draw_lines
 from lit_detect.cost import gflops, in_turn, proposals
 
@@ -29,7 +30,12 @@ CLASSES = [f"class {number}" for number in range(20)]
 SIZE = 320
 PROPOSALS = [50, 100, 200, 300, 500, 1000, 2000]
 OBJECTS = [1, 3, 10, 30, 100]
-COLOURS = {"SSD": "#0072b2", "R-FCN": "#009e73", "Faster R-CNN, FPN": "#e69f00", "Faster R-CNN, conv5": "#d55e00"}
+COLOURS = {
+    "SSD": OF_DETECTORS["SSD"],
+    "R-FCN": OF_DETECTORS["RFCN"],
+    "Faster R-CNN, FPN": OF_DETECTORS["FasterRCNN"],
+    "Faster R-CNN, conv5": "#8b2500",  # the same detector, darker
+}
 
 
 def detectors() -> dict[str, Detector]:
