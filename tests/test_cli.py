@@ -210,9 +210,8 @@ def test_help_lists_every_verb(capsys):
     with pytest.raises(SystemExit) as exit:
         main(["--help"])
     assert exit.value.code == 0
-    out = capsys.readouterr().out
-    for verb, summary in SUMMARIES.items():
-        assert f"    {verb:<9} {summary}\n" in out
+    out = " ".join(capsys.readouterr().out.split())  # a long verb has its summary in the next line
+    assert " ".join(f"{verb} {summary}" for verb, summary in SUMMARIES.items()) in out
 
 
 def test_the_version_is_told(capsys):
