@@ -21,7 +21,7 @@ NAMES = {  # what the package gives, by the modules that have it; a module is im
     "data.windows": ["LargeScaleJitter", "RandomResizedZoom", "RandomShortestSize", "WindowTransform"],
     "data.yolo": ["YOLODetection"],
     "detections": ["PostProcess"],
-    "detector": ["Detector", "OneCycle"],
+    "detector": ["Detector"],
     "errors": ["InputError"],
     "losses": ["BoxLoss", "Criterion", "FocalLoss", "HardNegativeMining", "IoULoss", "SmoothL1", "YOLOBoxLoss", "YOLOLoss"],
     "metrics": ["COCOMeanAveragePrecision", "DetectionMetric", "VOCMeanAveragePrecision"],
@@ -37,6 +37,7 @@ NAMES = {  # what the package gives, by the modules that have it; a module is im
     "models.yolo": ["YOLOv3"],
     "pictures": ["DetectionPictures"],
     "predictions": ["PredictionWriter", "write_predictions"],
+    "schedules": ["OneCycle"],
     "tiles": ["Tiled", "Tiles"],
     "visualize": ["draw_against_targets", "draw_detections"],
 }
@@ -65,7 +66,6 @@ if TYPE_CHECKING:  # the same, for editors and type checkers
     from lit_detect.data.yolo import YOLODetection as YOLODetection
     from lit_detect.detections import PostProcess as PostProcess
     from lit_detect.detector import Detector as Detector
-    from lit_detect.detector import OneCycle as OneCycle
     from lit_detect.errors import InputError as InputError
     from lit_detect.losses import BoxLoss as BoxLoss
     from lit_detect.losses import Criterion as Criterion
@@ -96,6 +96,7 @@ if TYPE_CHECKING:  # the same, for editors and type checkers
     from lit_detect.pictures import DetectionPictures as DetectionPictures
     from lit_detect.predictions import PredictionWriter as PredictionWriter
     from lit_detect.predictions import write_predictions as write_predictions
+    from lit_detect.schedules import OneCycle as OneCycle
     from lit_detect.tiles import Tiled as Tiled
     from lit_detect.tiles import Tiles as Tiles
     from lit_detect.visualize import draw_against_targets as draw_against_targets

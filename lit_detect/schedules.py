@@ -1,0 +1,31 @@
+"""Learning-rate schedules that torch's schedulers alone do not give."""
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+
+__all__ = ["OneCycle"]
+
+
+class OneCycle:
+    """One-cycle policy over the whole run (Smith and Topin 2018), by torch's `OneCycleLR`, stepped after every batch.
+
+    Each parameter group peaks at the learning rate that the optimizer gives it. Like torch's, it also cycles the momentum (or Adam's
+    first beta) between .85 and .95, whatever the optimizer was given, unless told not to.
+
+    Args:
+        pct_start: share of the steps in which the rate rises, 0..1.
+        div_factor: the first rate is the peak divided by this.
+        final_div_factor: the last rate is the first divided by this.
+        cycle_momentum: cycle the momentum against the rate.
+    """
+
+    def __init__(
+        self, pct_start: float = 0.3, div_factor: float = 25.0, final_div_factor: float = 1e4, cycle_momentum: bool = True
+    ) -> None:
+        self.pct_start, self.div_factor, self.final_div_factor = pct_start, div_factor, final_div_factor
+        self.cycle_momentum = cycle_momentum
+
+    def __call__(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+        """The scheduler for an optimizer and the number of its steps in the run."""
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return OneCycleLR(optimizer, max_lr=peaks, total_steps=total_steps, **vars(self))
