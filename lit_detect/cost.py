@@ -169,7 +169,7 @@ class PeakMemory:
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
         self.megabytes: float | None = None
-        self._before = 0.0
+        self._before = self._peak_before = 0.0
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
@@ -177,14 +177,18 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = torch.cuda.memory_allocated(self.device) / 1e6
         else:
-            with contextlib.suppress(OSError):  # sets the peak to what is in use now
+            with contextlib.suppress(OSError):  # sets the peak to what is in use now, where Linux lets a process do so
                 Path("/proc/self/clear_refs").write_text("5")
-            self._before = process_memory("VmRSS") or 0.0
+            self._before, self._peak_before = process_memory("VmRSS") or 0.0, process_memory("VmHWM") or 0.0
         return self
 
     def __exit__(self, *_: object) -> None:
-        peak = torch.cuda.max_memory_allocated(self.device) / 1e6 if self.device.type == "cuda" else process_memory("VmHWM")
-        self.megabytes = None if peak is None else peak - self._before
+        if self.device.type == "cuda":
+            self.megabytes = torch.cuda.max_memory_allocated(self.device) / 1e6 - self._before
+        else:
+            peak = process_memory("VmHWM")
+            # an old peak that was neither set back nor passed says nothing
+            self.megabytes = None if peak is None or peak <= self._peak_before else peak - self._before
 
 
 def process_memory(field: str, file: str = "/proc/self/status") -> float | None:

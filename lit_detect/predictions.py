@@ -18,13 +18,12 @@ from PIL import Image
 from torch import Tensor
 
 from lit_detect.callbacks import run_folder
-from lit_detect.data.audit_tables import plain
 from lit_detect.data.datamodule import DetectionDataModule
 from lit_detect.data.dataset import DetectionDataset
 from lit_detect.data.feed import Feed
 from lit_detect.data.images import inside
 from lit_detect.data.video import Video
-from lit_detect.errors import InputError
+from lit_detect.errors import InputError, printable
 from lit_detect.predict import above, thresholds, to_dataset
 from lit_detect.results import coco_results
 from lit_detect.visualize import draw_detections
@@ -187,10 +186,10 @@ class PredictionFiles:
         if "images" in self.outputs and isinstance(self.dataset, Video):
             drawn = {index: above(of_frame, self.drawn) for index, of_frame in found.items()}
             write_video(made(self.folder / "images", f"{self.dataset.path.stem}.mp4"), self.dataset, drawn, self.detector.classes)
-        print(f"predictions: {plain(self.folder)} ({', '.join(self.outputs)}: {len(results)} detections on {len(found)} images)")
+        print(f"predictions: {printable(self.folder)} ({', '.join(self.outputs)}: {len(results)} detections on {len(found)} images)")
         unread = [name for index, name in enumerate(self.names) if index not in found]
         if unread:
-            print(f"could not read {len(unread)} of {len(self.names)} images, which were skipped: {plain(', '.join(unread))}")
+            print(f"could not read {len(unread)} of {len(self.names)} images, which were skipped: {printable(', '.join(unread))}")
 
 
 def json_rows(results: Sequence[dict[str, Any]]) -> str:

@@ -25,11 +25,10 @@ from torch.utils.data import DataLoader
 import lit_detect
 from lit_detect.analysis import image_counts, match_detections
 from lit_detect.checkpoints import best_or_last, load_checkpoint
-from lit_detect.data.audit_tables import plain
 from lit_detect.data.dataset import DetectionDataset
 from lit_detect.data.feed import Feed
 from lit_detect.detector import Detector
-from lit_detect.errors import InputError
+from lit_detect.errors import InputError, printable
 from lit_detect.report_history import History, read_history, why_no_history
 from lit_detect.report_sections import best_threshold, class_rows, confusions, curves, data_figures, error_rows, score_figures, size_rows
 from lit_detect.visualize import draw_against_targets
@@ -89,7 +88,7 @@ def report(
     # a file's name that is not UTF-8 has halves of surrogate pairs in it
     path.write_text(render(evaluation, history, about, images, score_threshold), encoding="utf-8", errors="backslashreplace")
     without = f", without the training's curves: {about['no_history']}" if about["no_history"] else ""
-    print(plain(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB){without}"))
+    print(printable(f"report: {path} ({path.stat().st_size / 1e6:.1f} MB){without}"))
 
 
 def run_files(folder: Path | None, config: str | None, ckpt_path: str | None) -> tuple[Path, Path]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_detect.data.audit_reading import Boxes, SplitContents
-from lit_detect.data.audit_tables import plain, plural
+from lit_detect.data.audit_tables import plural
+from lit_detect.errors import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +69,7 @@ def shown(name: object, letters: int = LETTERS) -> str:
     >>> shown("a" * 30, 5)
     'aaaa…'
     """
-    text = plain(name)
+    text = printable(name)
     return text if len(text) <= letters else f"{text[: letters - 1]}…"
 
 

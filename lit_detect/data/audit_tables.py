@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_detect.data.faults import MENDED, WRONG
+from lit_detect.errors import printable
 
 __all__ = ["print_tables"]
 
@@ -37,20 +38,11 @@ def print_tables(console: Console, report: dict[str, Any], folder: Path) -> None
     if leaks:
         console.print(f"warning: {leaks} images are in more than one split", style="yellow")
     for remark in report["remarks"]:
-        console.print(plain(remark))
+        console.print(printable(remark))
     counts = report["counts"]
     faults = f"{plural(counts['wrong'], 'fault')} that stop{'s' * (counts['wrong'] == 1)} a training"
     files = f"{folder / 'audit.json'} lists them all, {folder / 'audit.png'} shows the data"
-    console.print(f"audit: {faults}, {counts['mended']} mended, {plural(counts['note'], 'note')}; {plain(files)}", soft_wrap=True)
-
-
-def plain(text: object) -> str:
-    """Text that can be printed: what is no character, or steers a terminal, is a question mark.
-
-    >>> plain(f"a{chr(27)}[31mb")
-    'a?[31mb'
-    """
-    return "".join(character if character.isprintable() else "?" for character in str(text))
+    console.print(f"audit: {faults}, {counts['mended']} mended, {plural(counts['note'], 'note')}; {printable(files)}", soft_wrap=True)
 
 
 def plural(count: int, noun: str) -> str:
@@ -66,7 +58,7 @@ def numbers(title: str, *columns: str) -> Table:
     """A table of numbers with a name in front."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(plain(column), justify="right" if number else "left", overflow="fold")
+        table.add_column(printable(column), justify="right" if number else "left", overflow="fold")
     return table
 
 
@@ -82,7 +74,7 @@ def of_splits(report: dict[str, Any]) -> Table:
     columns["MB"] = [f"{split['bytes'] / 1e6:.1f}" for split in splits.values()]
     table = numbers("splits; small, medium and large are COCO's", "split", *columns)
     for name, *values in zip(splits, *columns.values(), strict=True):
-        table.add_row(plain(name), *map(str, values))
+        table.add_row(printable(name), *map(str, values))
     return table
 
 
@@ -92,7 +84,7 @@ def of_classes(report: dict[str, Any]) -> Table:
     classes = sorted(report["classes"], key=lambda name: -report["all"]["by_class"][name]["boxes"])
     for name in classes[:CLASSES]:
         found = [split["by_class"][name] for split in splits.values()]
-        table.add_row(plain(name), *(f"{one['boxes']} ({one['images']})" for one in found))
+        table.add_row(printable(name), *(f"{one['boxes']} ({one['images']})" for one in found))
     if len(classes) > CLASSES:
         table.add_row(f"... and {len(classes) - CLASSES} more")
     return table
@@ -118,7 +110,7 @@ def of_anchors(report: dict[str, Any]) -> Table:
             table.add_section()
         else:
             name, of_row = row
-            table.add_row(plain(name), str(of_row["boxes"]), *(f"{100 * value:.1f}" for key, value in of_row.items() if key != "boxes"))
+            table.add_row(printable(name), str(of_row["boxes"]), *(f"{100 * value:.1f}" for key, value in of_row.items() if key != "boxes"))
     if len(classes) > 10:
         table.add_row(f"... and {len(classes) - 10} classes with higher recall")
     return table
@@ -127,7 +119,7 @@ def of_anchors(report: dict[str, Any]) -> Table:
 def of_duplicates(report: dict[str, Any]) -> Table:
     table = Table("", "file", "splits", title="images that are there more than once", title_justify="left", title_style="bold")
     for one in report["duplicates"][:EXAMPLES]:
-        rows = [(plain(file), plain(", ".join(splits))) for file, splits in one["files"].items()]
+        rows = [(printable(file), printable(", ".join(splits))) for file, splits in one["files"].items()]
         more = len(rows) - FILES
         rows = [*rows[:FILES], *([(f"... and {more} more files", "")] if more > 0 else [])]
         for number, row in enumerate(rows):
@@ -161,4 +153,4 @@ def example(report: dict[str, Any], kind: str) -> str:
     fault = next(fault for fault in report["faults"] if fault["kind"] == kind)
     path = Path(fault["file"])
     where = ", ".join(filter(None, [path.name if path.is_file() else str(path), fault["annotation"]]))
-    return plain(f"{where}: {fault['detail']}")[:300]
+    return printable(f"{where}: {fault['detail']}")[:300]

@@ -20,7 +20,7 @@ from lit_detect.data.dataset import DecodedImage, DetectionDataset, Target
 from lit_detect.data.images import ImageFile
 from lit_detect.data.transforms import compose
 from lit_detect.data.windows import WindowTransform
-from lit_detect.errors import InputError
+from lit_detect.errors import InputError, printable
 
 __all__ = ["EpochSampler", "Feed", "collate", "one_thread"]
 
@@ -82,7 +82,7 @@ class Feed(Dataset[Sample]):
         except InputError as error:
             if not self.skip_unreadable:
                 raise
-            log.warning("Skipped: %s", error)
+            log.warning("Skipped: %s", printable(error))
             return None
         self._check_pixels(image, index)
         pixels = np.empty((3, *image.shape[:2]), np.uint8)
