@@ -1,9 +1,9 @@
+"""What a detector costs, against counts by hand, fake clocks and fake counters."""
+
 import ast
 import subprocess
 import sys
 import textwrap
-
-"""What a detector costs, against counts by hand, fake clocks and fake counters."""
 
 import pytest
 import torch
