@@ -128,8 +128,8 @@ def match(anchors: Anchors, boxes: Tensor, there: Tensor, threshold: float) -> T
     >>> match(anchors, boxes, torch.tensor([[True, True]]), 0.5).tolist()
     [[0, 0, 1, -1]]
     """
-    ious = overlaps(boxes, anchors.boxes)
-    best_overlap, best_box = ious.masked_fill(~there[:, :, None], -1).max(dim=1)
+    ious = overlaps(boxes, anchors.boxes).masked_fill_(~there[:, :, None], -1)
+    best_overlap, best_box = ious.max(dim=1)
     matches = torch.where(best_overlap >= threshold, best_box, -1)
     return match_best(matches, ious.argmax(dim=2), there)
 

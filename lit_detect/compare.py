@@ -151,17 +151,15 @@ def measured(run: Run, device: str, precision: str, images: int) -> Row:
         InputError: its training left no checkpoint.
         RuntimeError: it failed before there was an AP. What fails later is a ``warning`` of the row, which is measured again next time.
     """
-    if not run.weights.is_file():
-        raise InputError(f"Expected the training to leave a checkpoint at {run.weights} but there is no such file.")
-    result = run.folder / f"measured_{device}_{precision}.json"
-    of: Row = {"checkpoint": str(run.weights), "changed": run.weights.stat().st_mtime, "data": run.config["data"]}
+    result, weights = run.folder / f"measured_{device}_{precision}.json", run.weights
+    of: Row = {"checkpoint": str(weights), "changed": weights.stat().st_mtime, "data": run.config["data"]}
     of = json.loads(json.dumps({**of, "images": images, "machine": machine(device, precision)}, default=str))
     row = read_row(result)
     if row.pop("measured", None) == of:
         return row
     print(f"{run.name}: measuring", flush=True)
     result.unlink(missing_ok=True)
-    arguments = [str(run.config_file), str(run.weights), str(result), "--device", device, "--precision", precision]
+    arguments = [str(run.config_file), str(weights), str(result), "--device", device, "--precision", precision]
     try:
         call(["-m", "lit_detect.compare_measure", *arguments, "--images", str(images)], run.folder / "measure.log")
     except RuntimeError as error:

@@ -52,7 +52,11 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """The checkpoint that is measured: the best, or where none is chosen the last."""
+        """The checkpoint that is measured: the best, or where none is chosen the last.
+
+        Raises:
+            InputError: the training left none.
+        """
         return self.checkpoint or best_or_last(self.folder)
 
     @property
@@ -239,10 +243,6 @@ def last_line(log: Path) -> str:
 
 def epochs(folder: Path) -> list[tuple[float, float]]:
     """Seconds of training and AP of each validation that a training logged, also of one that was resumed."""
-    files = [file for pattern in ("metrics.csv", "events.out.tfevents.*") for file in folder.rglob(pattern)]
-    found: dict[float, tuple[float, float]] = {}
-    for of_version in dict.fromkeys(file.parent for file in sorted(files, key=lambda file: file.stat().st_mtime)):
-        history = read_history(of_version)
-        seconds, aps = (dict(zip(*history[name], strict=True)) if name in history else {} for name in ("train/seconds", "val/map"))
-        found |= {step: (float(seconds[step]), float(aps[step])) for step in seconds if step in aps}
-    return [found[step] for step in sorted(found)]
+    history = read_history(folder)
+    seconds, aps = (dict(zip(*history[name], strict=True)) if name in history else {} for name in ("train/seconds", "val/map"))
+    return [(float(seconds[step]), float(aps[step])) for step in sorted(seconds) if step in aps]
