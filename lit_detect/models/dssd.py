@@ -113,6 +113,9 @@ class Deconvolution(nn.Module):
             Conv2dNormActivation(fine_channels, width, 3),
             Conv2dNormActivation(width, width, 3, activation_layer=None),
         )
+        # the product starts as the fine map alone: two random maps multiplied tell little, and from scratch take long to tell more
+        nn.init.zeros_(self.up[-1].weight)
+        nn.init.ones_(self.up[-1].bias)
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         """The product of both paths ``(N, D, h, w)``, of the fine map's size."""
@@ -140,6 +143,7 @@ class ResidualBlock(nn.Module):
             Conv2dNormActivation(middle, out_channels, 1, activation_layer=None),
         )
         self.shortcut = Conv2dNormActivation(in_channels, out_channels, kernel_size, stride, padding, activation_layer=None)
+        nn.init.zeros_(self.block[-1][1].weight)  # it starts as the shortcut alone (Goyal et al. 2017, section 5.1)
 
     def forward(self, feature: Tensor) -> Tensor:
         """``(N, out_channels, h, w)`` from ``(N, in_channels, h, w)``."""
