@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import get_model_weights, get_weight
 from torchvision.models._meta import _COCO_CATEGORIES
 
-from lit_detect.errors import InputError
+from lit_detect.errors import InputError, printable
 
 __all__ = ["load_backbone_weights", "local_file", "read_file", "read_plain", "start_from"]
 
@@ -157,7 +157,7 @@ def start_from(network: nn.Module, source: str, classes: Sequence[str], class_ou
     without_place = Counter(".".join(name.split(".")[:2]) for name in set(state) - set(own))
     for verb, parts in (("took", taken), ("did not take", left), ("has no place for", without_place)):
         for part, count in parts.items():
-            rank_zero_info(f"init_from {source}: {verb} {part} (tensors: {count})")
+            rank_zero_info(printable(f"init_from {source}: {verb} {part} (tensors: {count})"))
 
 
 def read_detector(source: str) -> tuple[dict[str, Tensor], list[str] | None]:
