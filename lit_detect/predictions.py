@@ -76,12 +76,12 @@ class PredictionWriter(Callback):
         self.files = PredictionFiles(folder, pl_module, data.dataset("predict"), self.outputs, self.score_threshold, self.classes)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
-        assert self.files is not None  # made at the start
+        assert self.files is not None  # noqa: S101  # for types: made at the start
         for image, found, target in zip(batch[0], outputs, batch[1], strict=True):
             self.files.add(int(target["image_id"]), image, found)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.files is not None
+        assert self.files is not None  # noqa: S101  # likewise
         found = dict(gathered(list(self.files.found.items())))
         if trainer.is_global_zero:
             self.files.finish(found)
