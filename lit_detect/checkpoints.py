@@ -38,6 +38,7 @@ def read_checkpoint(path: Path | IO[bytes], map_location: Any = "cpu") -> dict[s
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise InputError(f"Expected a checkpoint of a training but {path} has no state_dict.")
     check_hyperparameters(content.get("hyper_parameters", {}), path)
+    check_callbacks(content.get("callbacks", {}), path)
     return content
 
 
@@ -52,6 +53,21 @@ def check_hyperparameters(found: Any, path: Path | IO[bytes]) -> None:
     for name, kind in (("classes", str), ("category_ids", int)):
         if name in found and not (isinstance(found[name], list) and all(isinstance(one, kind) for one in found[name])):
             raise InputError(f"Expected {name} in the checkpoint {path} as a list of {kind.__name__} but got {str(found[name])[:200]}.")
+
+
+def check_callbacks(found: Any, path: Path | IO[bytes]) -> None:
+    """Stop at paths by which a resumed training would delete other files than its own: Lightning deletes what was best before.
+
+    Raises:
+        InputError: a path that is not in the folder that goes with it.
+    """
+    for state in found.values() if isinstance(found, dict) else ():
+        if not isinstance(state, dict) or "best_k_models" not in state:
+            continue
+        names = [*state["best_k_models"], state.get("kth_best_model_path"), state.get("last_model_path")]
+        for name in map(str, filter(None, names)):
+            if not name.startswith(str(state.get("dirpath"))) or ".." in Path(name).parts:
+                raise InputError(f"Expected checkpoints in {state.get('dirpath')}, as {path} has it, but it names {name!r}.")
 
 
 def detector_of(

@@ -241,6 +241,21 @@ def test_weights_only_and_hparams_files_are_not_to_be_asked_for(tmp_path):
             SSD.load_from_checkpoint(tmp_path / "a.ckpt", **asked)
 
 
+@pytest.mark.parametrize("key", ["best_k_models", "kth_best_model_path", "last_model_path"])
+@pytest.mark.parametrize("name", ["/runs/a/../../home", "/home/me", "memory://a/b"])
+def test_a_checkpoint_does_not_say_what_is_deleted(key, name, tmp_path):
+    """A resumed training deletes what was best before, whole folders too, by the path that it finds."""
+    state = {"dirpath": "/runs/a", "best_k_models": {"/runs/a/best.ckpt": 0.5}, "kth_best_model_path": "", "last_model_path": ""}
+    torch.save({**described(), "callbacks": {"ModelCheckpoint": state}}, tmp_path / "a.ckpt")
+    read_checkpoint(tmp_path / "a.ckpt")
+    torch.save(
+        {**described(), "callbacks": {"ModelCheckpoint": {**state, key: {name: 0.5} if key == "best_k_models" else name}}},
+        tmp_path / "a.ckpt",
+    )
+    with pytest.raises(InputError, match="Expected checkpoints in /runs/a"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
 class Structure(HTMLParser):
     """The elements of a page, each with the names of its attributes; and those whose values may come from a name."""
 
