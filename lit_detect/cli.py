@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lit_detect
-from lit_detect.errors import InputError
+from lit_detect.errors import InputError, printable
 
 __all__ = ["main"]
 
@@ -81,7 +81,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sentence = mendable(error)
         if sentence is None:
             raise
-        sys.exit(f"lit-detect: error: {sentence}")
+        sys.exit("\n".join(map(printable, f"lit-detect: error: {sentence}".split("\n"))))
 
 
 def overview() -> argparse.ArgumentParser:

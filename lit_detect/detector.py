@@ -6,7 +6,8 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, Literal
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -20,6 +21,9 @@ from lit_detect.metrics import COCOMeanAveragePrecision, DetectionMetric
 from lit_detect.models.backbones import Backbone
 from lit_detect.models.weights import start_from
 from lit_detect.schedules import OneCycle
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11
 
 __all__ = ["Detector"]
 
@@ -279,6 +283,39 @@ class Detector(LightningModule):
             warmup = LinearLR(optimizer, start_factor=self.warmup_start, total_iters=self.warmup_steps)
             schedulers.append({"scheduler": warmup, "interval": "step"})
         return [optimizer], schedulers
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's is a class method of its own kind
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """The detector that a checkpoint describes, with its weights.
+
+        A checkpoint is data: code that is pickled into it is refused, and it may name as its parts only modules of this package, or
+        such as are imported already. Lightning's own would import what it names.
+
+        Args:
+            checkpoint_path: the file.
+            map_location: where tensors go, as `torch.load` takes it; by default where they were, or the CPU if that is not there.
+            hparams_file: none; a checkpoint has its own.
+            strict: whether the weights are to be all of the detector's, and no others.
+            weights_only: True.
+            kwargs: arguments of the detector, which go before those that are saved.
+
+        Raises:
+            InputError: not a checkpoint, or one of another detector; or Lightning's way was asked for.
+        """
+        from lit_detect.checkpoints import detector_of  # which needs this class
+
+        if hparams_file is not None or weights_only is False:
+            raise InputError("Expected no hparams_file, and weights_only as True: a detector's checkpoint is plain data, and complete.")
+        path = Path(checkpoint_path) if isinstance(checkpoint_path, str) else checkpoint_path
+        return detector_of(cls, path, map_location, strict, **kwargs)
 
     def predict(self, images: Any, **arguments: Any) -> list[dict[str, Tensor]]:
         """Detections on images, a folder or a video: see `lit_detect.predict.predict`, which has the arguments."""

@@ -97,7 +97,7 @@ class Feed(Dataset[Sample]):
             source, fields = self._stitched([(source, fields), *others], rng)
         if self.augment is None:
             return source.read(), fields
-        self.augment.set_random_state(rng, random.Random(int(rng.integers(2**32))))
+        self.augment.set_random_state(rng, random.Random(int(rng.integers(2**32))))  # noqa: S311  # guards nothing
         boxes, reduction, drawn = fields["boxes"], 1, {}
         if self.window is not None:
             window = self.window.draw(source.height, source.width, boxes.astype(np.float64))
@@ -114,7 +114,7 @@ class Feed(Dataset[Sample]):
         entries = [
             {"image": image.read(), "bboxes": fields["boxes"], "kept": own} for (image, fields), own in zip(parts, numbers, strict=True)
         ]
-        self.stitch.set_random_state(rng, random.Random(int(rng.integers(2**32))))
+        self.stitch.set_random_state(rng, random.Random(int(rng.integers(2**32))))  # noqa: S311  # likewise
         out = self.stitch(**entries[0], mosaic_metadata=entries[1:])
         return DecodedImage(out["image"]), {**follow(together, out), "image_id": parts[0][1]["image_id"]}
 
