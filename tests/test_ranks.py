@@ -1,6 +1,7 @@
 """Several processes that train and evaluate together, against one."""
 
 import functools
+import itertools
 import json
 import os
 import socket
@@ -323,3 +324,43 @@ def test_strategies_that_cut_the_network_up_are_refused_on_the_command_line(fold
 def test_what_would_fail_later_is_refused_in_a_sentence(arguments, message):
     with pytest.raises(InputError, match=message):
         trainer(1, **arguments).fit(small_ssd(["cat", "dog", "horse"]), [random_batch([(96, 96)], [1])])
+
+
+# ---- averaged weights
+
+
+@pytest.fixture
+def averaging(folder, tmp_path):
+    """A config whose weights are averaged, and a function that runs it here and gives its results."""
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["trainer"]["callbacks"] = [{"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.8}}]
+    config["trainer"]["max_epochs"] = 3
+    config["checkpoint"] = {"save_top_k": -1, "filename": "{epoch}"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    here = os.getcwd()
+
+    def run(verb, *args):
+        command(tmp_path, 1, verb, *args)
+        return json.loads((tmp_path / "run1" / "metrics.json").read_text())["val"]["metrics"]
+
+    yield run
+    os.chdir(here)
+
+
+def test_averaged_weights_are_what_is_evaluated_and_saved_and_go_on_after_a_resume(averaging, tmp_path):
+    ended = averaging("fit")
+    best = json.loads((tmp_path / "run1" / "metrics.json").read_text())["val"]["checkpoint"]
+    assert averaging("validate", "--ckpt_path", best) == ended
+    checkpoints = tmp_path / "run1" / "checkpoints"
+    states = [torch.load(checkpoints / f"epoch={epoch}.ckpt", weights_only=True) for epoch in range(3)]
+    for before, after in itertools.pairwise(states):
+        averaged, current = after["state_dict"], after["current_model_state"]
+        assert not all(torch.equal(averaged[name], current[name]) for name in averaged)
+        assert after["averaging_state"]["n_averaged"] == before["averaging_state"]["n_averaged"] + 4
+    started = SSD.load_from_checkpoint(checkpoints / "epoch=2.ckpt", weights_only=True).state_dict()
+    assert all(torch.equal(started[name], value) for name, value in states[2]["state_dict"].items())
+
+    averaging("fit", "--ckpt_path", str(checkpoints / "epoch=1.ckpt"), "--checkpoint.dirpath", str(tmp_path / "resumed"))
+    resumed = torch.load(tmp_path / "resumed" / "epoch=2.ckpt", weights_only=True)
+    for part in ("state_dict", "current_model_state", "averaging_state"):
+        assert all(torch.equal(value, resumed[part][name]) for name, value in states[2][part].items())
