@@ -5,18 +5,20 @@
 
 Each process has one thread. *alone*: the first steps while the others wait; *beside*: all step, and nothing is exchanged, so that what it
 takes longer is what they take from each other (memory, caches, clock); *together*: a step of plain ddp, whose excess over *beside* is
-communication. A round of a case takes what its slowest process takes. With --project nothing is measured: a model of the same step on up
-to 64 GPUs, from the bytes that are exchanged and from bandwidths that are assumed; docs/scaling.md has both.
+communication, with what DistributedDataParallel does for it. A round of a case takes what its slowest process takes. With --project
+nothing is measured: a model of the same step on up to 64 GPUs, from the bytes that are exchanged and from bandwidths that are assumed;
+docs/scaling.md has both.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import socket
 import statistics
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -55,11 +57,6 @@ def batch(count: int, size: int) -> tuple[Tensor, list[dict[str, Tensor]]]:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8), targets
 
 
-def on_its_own() -> AbstractContextManager[Any]:
-    """Losses divided by a process's own counts, so that nothing is exchanged."""
-    return patch("lit_detect.losses.mean_over_ranks", lambda count: count.clamp(min=1))
-
-
 def measure(rank: int, arguments: argparse.Namespace, port: int, results: Any) -> None:
     """What one process does."""
     torch.set_num_threads(1)
@@ -67,28 +64,22 @@ def measure(rank: int, arguments: argparse.Namespace, port: int, results: Any) -
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=arguments.ranks)
     for name, (make, size) in DETECTORS.items():
         network = make().network.to(memory_format=torch.channels_last).train()
-        wrapped = DistributedDataParallel(network)
+        wrapped = DistributedDataParallel(copy.deepcopy(network))  # whose hooks would wait for the others in a step of one alone
         images, targets = batch(arguments.batch, size)
 
-        def step(model: nn.Module, context: AbstractContextManager[Any], images: Any = images, targets: Any = targets) -> None:
-            with context:
-                sum(model(images, targets).values()).backward()  # type: ignore[union-attr]
+        def step(round: int, model: nn.Module, images: Tensor = images, targets: Any = targets) -> None:
+            sum(model(images, targets).values()).backward()
             model.zero_grad(set_to_none=True)
 
-        def alone(round: int, network: nn.Module = network) -> None:
-            with on_its_own():
-                if rank == 0:
-                    step(network, nullcontext())
+        def beside(round: int, network: nn.Module = network, step: Callable[..., None] = step) -> None:
+            with patch("lit_detect.losses.mean_over_ranks", lambda count: count.clamp(min=1)):  # nothing is exchanged
+                step(round, network)
 
-        def beside(round: int, wrapped: DistributedDataParallel = wrapped) -> None:
-            with on_its_own():
-                step(wrapped, wrapped.no_sync())
-
-        cases = {"alone": alone, "beside": beside, "together": lambda round, wrapped=wrapped: step(wrapped, nullcontext())}
+        cases = {"alone": beside if rank == 0 else lambda round: None, "beside": beside, "together": partial(step, model=wrapped)}
         # all processes begin a case at once
         waiting = {case: after_barrier(run) for case, run in cases.items()}
         interleaved = {key: run for case, run in waiting.items() for key, run in ((f"wait {case}", run[0]), (case, run[1]))}
-        times = in_turn(interleaved, arguments.rounds, warm_up=3)
+        times = in_turn(interleaved, arguments.rounds, warm_up=1)
         gathered: list[Any] = [None] * arguments.ranks
         torch.distributed.all_gather_object(gathered, {case: times[case] for case in cases})
         if rank == 0:
