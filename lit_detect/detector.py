@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
 
+from lit_detect.boxes import without_crowd
 from lit_detect.errors import InputError
 from lit_detect.hyperparameters import class_path, plain
 from lit_detect.metrics import COCOMeanAveragePrecision, DetectionMetric
 from lit_detect.models.backbones import Backbone
 from lit_detect.models.weights import start_from
+from lit_detect.ranks import check_strategy, scale_learning_rate
 from lit_detect.schedules import OneCycle
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class Detector(LightningModule):
             scheduler is to be one that multiplies too (MultiStepLR, CosineAnnealingLR, ...).
         warmup_start: the factor it starts from, above 0, at most 1.
         backbone_lr_factor: learning rate of the backbone relative to the rest.
+        base_batch_size: images a step, over all devices and accumulated batches, that the learning rate is meant for: it is multiplied
+            by how many there are over this (Goyal et al. 2017, section 2.1). By default it is taken as it is.
         decay_norms: apply weight decay to norms and biases too.
         compile: compile the parts that the network names in `compiled` (backbone, neck and heads) by `torch.compile`: the first steps
             take a minute or more, the others less time.
@@ -83,6 +87,7 @@ class Detector(LightningModule):
         warmup_steps: int = 0,
         warmup_start: float = 0.001,
         backbone_lr_factor: float = 1.0,
+        base_batch_size: int | None = None,
         decay_norms: bool = False,
         compile: bool = False,
         metric: Callable[[Sequence[str]], DetectionMetric] | None = None,
@@ -100,7 +105,7 @@ class Detector(LightningModule):
         self.init_from = init_from
         self.optimizer, self.lr_scheduler, self.lr_interval, self.lr_monitor = optimizer, lr_scheduler, lr_interval, lr_monitor
         self.warmup_steps, self.warmup_start = warmup_steps, warmup_start
-        self.backbone_lr_factor, self.decay_norms = backbone_lr_factor, decay_norms
+        self.backbone_lr_factor, self.base_batch_size, self.decay_norms = backbone_lr_factor, base_batch_size, decay_norms
         kinds = [COCOMeanAveragePrecision, *([metric] if metric else [])]
         per_stage = {stage: nn.ModuleList(kind(self.classes) for kind in kinds) for stage in ("val", "test")}
         self.metrics = nn.ModuleDict(per_stage)  # type: ignore[assignment]
@@ -140,8 +145,9 @@ class Detector(LightningModule):
         """Check the run against the model.
 
         Raises:
-            InputError: a precision in which boxes cannot be told apart; classes that are not the data's.
+            InputError: a precision in which boxes cannot be told apart; classes that are not the data's; see `check_strategy`.
         """
+        check_strategy(self.trainer)
         if self.trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
             raise InputError(
                 f"Expected precision 32-true, 16-mixed or bf16-mixed but got {self.trainer.precision}: boxes in half "
@@ -269,6 +275,8 @@ class Detector(LightningModule):
         optimizer = self.optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_factor", 1.0)
+        if self.base_batch_size is not None:
+            scale_learning_rate(optimizer, self.trainer, self.base_batch_size)
         schedulers: list[dict[str, Any]] = []
         if isinstance(self.lr_scheduler, OneCycle):
             total_steps = int(self.trainer.estimated_stepping_batches)
@@ -327,11 +335,3 @@ class Detector(LightningModule):
 def remember_weights(detector: Detector, incompatible: Any) -> None:
     """A detector that was given weights, by a checkpoint or by hand, is not to start from the backbone's."""
     detector._weights_are_loaded = True
-
-
-def without_crowd(target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A target's boxes that are to be learnt: all but those that stand for a crowd."""
-    if "iscrowd" not in target:
-        return target
-    keep = target["iscrowd"] == 0
-    return {name: value[keep] if value.ndim else value for name, value in target.items()}

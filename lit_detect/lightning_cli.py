@@ -17,6 +17,7 @@ from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
 from lit_detect.pictures import DetectionPictures
 from lit_detect.predictions import PredictionWriter
+from lit_detect.ranks import refuse_sharding
 from lit_detect.tiles import Tiles
 
 __all__ = ["DetectionCLI", "read_config"]
@@ -63,6 +64,8 @@ class DetectionCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settings that depend on other settings."""
         config = self.config[self.subcommand]
+        strategy = config.trainer.strategy  # before the trainer, which gives a traceback where there is no GPU
+        refuse_sharding(str(strategy.get("class_path") if isinstance(strategy, Namespace) else strategy))
         follow_the_model(config)
         if config.get("weights_only") is None:
             config.weights_only = True  # a checkpoint is data: code pickled into one is refused

@@ -15,11 +15,12 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
+from lit_detect.boxes import without_crowd
 from lit_detect.checkpoints import load_checkpoint
 from lit_detect.data.feed import Feed
 from lit_detect.data.folder import ImageFolder
 from lit_detect.data.images import IMAGE_SUFFIXES, inside, read_header, read_image
-from lit_detect.detector import Detector, without_crowd
+from lit_detect.detector import Detector
 from lit_detect.errors import InputError, printable
 from lit_detect.models.dense import DenseNetwork
 from lit_detect.models.inputs import FixedSize, Inputs, ShortestSide
