@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -271,6 +272,11 @@ class ReportTrial(Callback):
         self.storage, self.trial, self.startup_trials, self.warmup_epochs = storage, trial, startup_trials, warmup_epochs
         self.parent = os.getppid()
 
+    @cached_property
+    def study(self) -> Study:
+        """The study, opened by the rank that reports."""
+        return open_study(self.storage, self.startup_trials, self.warmup_epochs)
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if os.getppid() != self.parent:
             raise RuntimeError("tune has ended, and so does its trial")
@@ -287,9 +293,8 @@ class ReportTrial(Callback):
         """Tell the study, and ask whether to prune."""
         from optuna.trial import Trial
 
-        study = open_study(self.storage, self.startup_trials, self.warmup_epochs)
-        frozen = study.get_trials(deepcopy=False)[self.trial]
-        trial = Trial(study, frozen._trial_id)
+        frozen = self.study.get_trials(deepcopy=False)[self.trial]
+        trial = Trial(self.study, frozen._trial_id)
         if epoch not in frozen.intermediate_values:  # of a trial that was cut off after its report
             trial.report(value, epoch)
         hopeless = bool(trial.should_prune())
