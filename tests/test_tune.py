@@ -205,7 +205,7 @@ def test_real_trials_killed_in_the_second_and_started_again(tmp_path):
     config = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
     config["trainer"] = {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0}
     config["model"]["init_args"] |= {
-        "backbone": {"class_path": "tests.conftest.TinyBackbone"}, "extra_channels": [16], "scales": "linear", "aspect_ratios": [[2]] * 3,
+        "backbone": {"class_path": "tests.conftest.TinyBackbone"}, "extra_channels": [16], "scales": "linear", "aspect_ratios": [[2]] * 4,
     }  # fmt: skip
     config["data"]["train"]["init_args"]["root"] = config["data"]["val"]["init_args"]["root"] = str(root)
     config["data"] |= {"num_workers": 0, "batch_size": 2}
