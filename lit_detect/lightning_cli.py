@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from lit_detect.predictions import PredictionWriter
 from lit_detect.tiles import Tiles
 
 __all__ = ["DetectionCLI", "read_config"]
+
+NEEDED = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # by Lightning's loggers
 
 
 class SaveConfig(SaveConfigCallback):
@@ -118,10 +121,20 @@ def link_classes(parser: LightningArgumentParser) -> None:
 
 
 def place_loggers(trainer: Namespace) -> None:
-    """Loggers that would write in the current folder go where the run does."""
+    """Loggers that would write in the current folder go where the run does.
+
+    Raises:
+        InputError: what a logger needs is not installed.
+    """
     loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
     for logger in loggers:
-        if isinstance(logger, Namespace) and logger.get("init_args.save_dir") == "." and trainer.default_root_dir:
+        if not isinstance(logger, Namespace):
+            continue
+        name = logger.class_path.rpartition(".")[2]
+        package = NEEDED.get(name)
+        if package and not find_spec(package):
+            raise InputError(f"Expected {package} for {name} but it is not installed: pip install 'lit_detect[{package}]'.")
+        if logger.get("init_args.save_dir") == "." and trainer.default_root_dir:
             logger.init_args.save_dir = str(trainer.default_root_dir)
 
 

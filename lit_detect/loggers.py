@@ -62,14 +62,14 @@ def log_config(logger: Logger, text: str) -> None:
         logger: one of Lightning's, or a `ClearMLLogger`.
         text: the config, in YAML.
     """
-    experiment: Any = getattr(logger, "experiment", None)
     if hasattr(logger, "log_config"):  # ClearML
         logger.log_config(text)
     elif isinstance(logger, WandbLogger):
-        path = Path(experiment.dir) / CONFIG
+        folder = logger.experiment.dir
+        path = Path(folder) / CONFIG
         path.write_text(text)
-        experiment.save(str(path), base_path=experiment.dir, policy="now")
+        logger.experiment.save(str(path), base_path=folder, policy="now")
     elif isinstance(logger, TensorBoardLogger):
-        experiment.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))  # indented: code, in Markdown
+        logger.experiment.add_text("config", "\n".join(f"    {line}" for line in text.splitlines()))  # indented: code, in Markdown
     elif isinstance(logger, MLFlowLogger):
-        experiment.log_text(logger.run_id, text, CONFIG)
+        logger.experiment.log_text(logger.run_id, text, CONFIG)

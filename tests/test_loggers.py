@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from jsonargparse import dict_to_namespace
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
+import lit_detect.lightning_cli
 from lit_detect import InputError
 from lit_detect.clearml_logger import ClearMLLogger, title_and_series
 from lit_detect.cli import CONFIGS, find_configs
 from lit_detect.data.digits import write_digits
-from lit_detect.lightning_cli import DetectionCLI
+from lit_detect.lightning_cli import DetectionCLI, place_loggers
 from lit_detect.loggers import log_config, with_csv_file
 from lit_detect.report_history import read_csv, read_history
 
@@ -220,18 +222,26 @@ def test_a_missing_clearml_is_said(monkeypatch):
     assert title_and_series("val/ap/cat") == ("val/ap", "cat")
 
 
-@pytest.mark.parametrize("name", ["csv", *INSTALLED])
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_a_missing_package_is_said(name, monkeypatch):
+    monkeypatch.setattr(lit_detect.lightning_cli, "find_spec", lambda _: None)
+    logger = yaml.safe_load((OVERLAYS / f"{name}.yaml").read_text())["trainer"]["logger"]
+    with pytest.raises(InputError, match=rf"Expected {name} for \w+Logger but .* pip install 'lit_detect\[{name}\]'"):
+        place_loggers(dict_to_namespace({"logger": [logger], "default_root_dir": None}))
+
+
+@pytest.mark.parametrize("name", ["csv", *(name for name in ("tensorboard", "wandb") if name in INSTALLED)])  # those with a save_dir
 def test_an_overlay_is_found_by_name_and_keeps_to_the_root_folder(name, config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = find_configs(["fit", "--config", str(config), "--config", f"overlays/{name}.yaml", "--trainer.default_root_dir", "root"])
     assert arguments[4] == str(OVERLAYS / f"{name}.yaml")
+    monkeypatch.setattr(sys, "argv", ["lit-detect"])
     monkeypatch.setattr(DetectionCLI, "_run_subcommand", lambda *_: None)  # all but to train
-    loggers = DetectionCLI(arguments[:1] and arguments).trainer.loggers
+    loggers = DetectionCLI(arguments).trainer.loggers
     assert isinstance(loggers[0], CSVLogger)
     assert Path(loggers[0].log_dir) == Path("root/lightning_logs/version_0")
     assert len(loggers) == (1 if name == "csv" else 2)
-    if name in ("tensorboard", "wandb"):
-        assert loggers[1].save_dir == "root"
+    assert all(logger.save_dir == "root" for logger in loggers)
 
 
 def test_no_logger_stays_none_and_a_csv_file_that_is_asked_for_is_the_only_one(tmp_path):
