@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import lit_detect
 from lit_detect import DetectionDataModule, Detector
@@ -15,12 +18,24 @@ from lit_detect.checkpoints import read_checkpoint
 from lit_detect.data.presets import RESIZING_PRESETS
 from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
+from lit_detect.loggers import log_config, with_csv_file
 from lit_detect.pictures import DetectionPictures
 from lit_detect.predictions import PredictionWriter
 from lit_detect.ranks import refuse_sharding
 from lit_detect.tiles import Tiles
 
 __all__ = ["DetectionCLI", "read_config"]
+
+NEEDED = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # by Lightning's loggers
+
+
+class SaveConfig(SaveConfigCallback):
+    """Save the config in the run's folder, and give it to the loggers."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        text = self.parser.dump(self.config, skip_none=False)
+        for logger in trainer.loggers:
+            log_config(logger, text)
 
 
 class DetectionCLI(LightningCLI):
@@ -31,6 +46,7 @@ class DetectionCLI(LightningCLI):
             Detector,
             DetectionDataModule,
             subclass_mode_model=True,
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"callbacks": [ResultsTable(), TrainingTime()]},
             auto_configure_optimizers=False,
@@ -67,6 +83,7 @@ class DetectionCLI(LightningCLI):
         strategy = config.trainer.strategy  # before the trainer, which gives a traceback where there is no GPU
         refuse_sharding(str(strategy.get("class_path") if isinstance(strategy, Namespace) else strategy))
         follow_the_model(config)
+        place_loggers(config.trainer)
         if config.get("weights_only") is None:
             config.weights_only = True  # a checkpoint is data: code pickled into one is refused
         for name in ("verbose", "return_predictions"):  # our callbacks print the results, and write what is predicted
@@ -88,6 +105,11 @@ class DetectionCLI(LightningCLI):
         if config.data.classes is None and "classes" in saved:
             config.data.classes, config.data.category_ids = list(saved["classes"]), list(saved["category_ids"])
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that writes metrics to a CSV file whatever is installed; Lightning would take TensorBoard where that is."""
+        settings = self.config_init[self.subcommand].trainer
+        return super().instantiate_trainer(logger=with_csv_file(settings.logger, settings.default_root_dir or "."), **kwargs)
+
     def after_fit(self) -> None:
         """Evaluate the best checkpoint, so that a training ends with its results."""
         checkpoint = self.trainer.checkpoint_callback
@@ -99,6 +121,24 @@ def link_classes(parser: LightningArgumentParser) -> None:
     """The data tells the model its classes."""
     for name in ("classes", "category_ids"):
         parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+
+def place_loggers(trainer: Namespace) -> None:
+    """Loggers that would write in the current folder go where the run does.
+
+    Raises:
+        InputError: what a logger needs is not installed.
+    """
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    for logger in loggers:
+        if not isinstance(logger, Namespace):
+            continue
+        name = logger.class_path.rpartition(".")[2]
+        package = NEEDED.get(name)
+        if package and not find_spec(package):
+            raise InputError(f"Expected {package} for {name} but it is not installed: pip install 'lit_detect[{package}]'.")
+        if logger.get("init_args.save_dir") == "." and trainer.default_root_dir:
+            logger.init_args.save_dir = str(trainer.default_root_dir)
 
 
 def follow_the_model(config: Namespace) -> None:
