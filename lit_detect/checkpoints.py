@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterable
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ from lit_detect.data.yolo import read_yaml
 from lit_detect.detector import Detector
 from lit_detect.errors import InputError
 
-__all__ = ["best_or_last", "load_checkpoint", "read_checkpoint"]
+__all__ = ["best_or_last", "load_checkpoint", "newest_last", "read_checkpoint"]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -69,3 +73,13 @@ def best_or_last(run: Path) -> Path:
     if not found:
         raise InputError(f"Expected {folders[0] / 'best.ckpt'} or last.ckpt but there is neither: give --ckpt_path.")
     return found[0]
+
+
+def newest_last(folders: Iterable[str]) -> Path | None:
+    """Of the last checkpoints in folders the one that was written last; none where there is none.
+
+    Args:
+        folders: which may have ``*`` in them.
+    """
+    found = [Path(path) for folder in folders for path in glob(os.path.join(folder, "last*.ckpt"))]
+    return max((path for path in found if re.fullmatch(r"last(-v\d+)?", path.stem)), key=lambda path: path.stat().st_mtime_ns, default=None)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lit_detect
-from lit_detect.errors import InputError
+from lit_detect.errors import InputError, Stopped
 
 __all__ = ["main"]
 
@@ -62,7 +62,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command; what the user can mend ends it with one sentence and status 1."""
+    """Run a command; what the user can mend ends it with one sentence and status 1, SIGTERM with status 143."""
     arguments = find_configs(sys.argv[1:] if args is None else args)
     try:
         for message in HARMLESS:
@@ -77,6 +77,9 @@ def main(args: Sequence[str] | None = None) -> None:
         from lit_detect.lightning_cli import DetectionCLI  # takes seconds, which the other verbs and --help need not wait for
 
         DetectionCLI()
+    except Stopped as stopped:
+        print(f"lit-detect: stopped by {stopped}", file=sys.stderr)
+        sys.exit(143)  # 128 + SIGTERM, as a shell says of a process that it ended
     except Exception as error:
         sentence = mendable(error)
         if sentence is None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 
 import lit_detect
 from lit_detect import DetectionDataModule, Detector
 from lit_detect.callbacks import ResultsTable, TrainingTime
-from lit_detect.checkpoints import read_checkpoint
+from lit_detect.checkpoints import newest_last, read_checkpoint
 from lit_detect.data.presets import RESIZING_PRESETS
 from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
 from lit_detect.pictures import DetectionPictures
 from lit_detect.predictions import PredictionWriter
+from lit_detect.saving import RunCheckpoint, WholeFiles
 from lit_detect.tiles import Tiles
 
 __all__ = ["DetectionCLI", "read_config"]
@@ -40,7 +46,7 @@ class DetectionCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         link_classes(parser)
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/map",
@@ -71,6 +77,8 @@ class DetectionCLI(LightningCLI):
                 config[name] = False
         if config.data.val is None and config.checkpoint.monitor == "val/map":  # no AP to choose checkpoints by: keep the last
             config.checkpoint.monitor, config.checkpoint.filename, config.checkpoint.save_last = None, "last", None
+        if config.get("ckpt_path") == "last" and self.subcommand == "fit":
+            config.ckpt_path = last_of_runs(config)
         path = config.get("ckpt_path")
         if path is None and self.subcommand != "fit":
             raise InputError(f"Expected a checkpoint to {self.subcommand} but got none: give --ckpt_path.")
@@ -78,6 +86,12 @@ class DetectionCLI(LightningCLI):
             self._take_classes(config, Path(path))
             if config.checkpoint.dirpath is None and self.subcommand == "fit":
                 config.checkpoint.dirpath = str(Path(path).parent)  # a resumed run goes on choosing among its checkpoints
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and not one that the user chose
+            trainer.strategy.checkpoint_io = WholeFiles()
+        return trainer
 
     def _take_classes(self, config: Namespace, path: Path) -> None:
         """A checkpoint's classes go before the data's, so that the data need not be there to predict."""
@@ -96,6 +110,28 @@ def link_classes(parser: LightningArgumentParser) -> None:
     """The data tells the model its classes."""
     for name in ("classes", "category_ids"):
         parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
+
+
+def last_of_runs(config: Namespace) -> str | None:
+    """The last checkpoint that was saved by any run of this config; none, and a line that says so, where there is none."""
+    folders = [config.checkpoint.dirpath] if config.checkpoint.dirpath else checkpoint_folders(config.trainer)
+    found = newest_last(folders)
+    if found is None:
+        rank_zero_info(f"--ckpt_path last: no last.ckpt in {folders[0]}, so the training starts from its beginning.")
+    else:
+        rank_zero_info(f"--ckpt_path last: the training goes on from {found}.")
+    return None if found is None else str(found)
+
+
+def checkpoint_folders(trainer: Namespace) -> list[str]:
+    """Where runs leave their checkpoints, as patterns: below the first logger's folder, or where there is none in the trainer's."""
+    root = trainer.default_root_dir or os.getcwd()
+    logger = trainer.logger[0] if isinstance(trainer.logger, list) and trainer.logger else trainer.logger
+    if logger is False or logger == []:
+        return [os.path.join(root, "checkpoints")]
+    arguments = logger.get("init_args", {}) if isinstance(logger, Namespace | dict) else {}
+    name = arguments.get("project") or arguments.get("name", "lightning_logs")
+    return [os.path.join(arguments.get("save_dir") or root, name or "", "*", "checkpoints")]
 
 
 def follow_the_model(config: Namespace) -> None:

@@ -82,6 +82,7 @@ class DetectionDataModule(LightningDataModule):
         self.batch_size, self.num_workers, self.keep_empty = batch_size, num_workers, keep_empty
         self._classes, self._category_ids, self._seed = classes, category_ids, seed
         self.feeds: dict[str, Feed] = {}
+        self._start = (0, 0)  # of a training that goes on: the epoch, and its images that are taken
 
     @property
     def seed(self) -> int:
@@ -136,13 +137,27 @@ class DetectionDataModule(LightningDataModule):
             raise InputError(f"Expected images with boxes in data.train but all {len(dataset)} of {dataset} are empty.")
         return Feed(dataset, self.transforms, True, self.min_visibility, self.seed, indices, self.mosaic, self.image_size or 640)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where a training is in its data, for its checkpoint: the epoch, and how many images of it all ranks together have taken."""
+        if self.trainer is None:
+            return {}
+        loop = self.trainer.fit_loop
+        epoch: Any = loop.epoch_progress.current
+        batches: Any = loop.epoch_loop.batch_progress.current
+        taken = batches.processed * self.batch_size * self.trainer.world_size if epoch.started > epoch.processed else 0
+        return {"epoch": epoch.processed, "taken": taken}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a training was in its data. Lightning tells this before anything asks for the loader."""
+        self._start = (state_dict["epoch"], state_dict["taken"])
+
     def train_dataloader(self) -> DataLoader[Any]:
         feed = self.feeds["train"]
         trainer = self.trainer
         ranks = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         factor = self.aspect_ratio_group_factor
         groups = None if factor is None else feed.aspect_groups(factor)
-        sampler = EpochSampler(feed, *ranks, self.seed, groups, self.batch_size)
+        sampler = EpochSampler(feed, *ranks, self.seed, groups, self.batch_size, start=self._start)
         # a last batch that is not full would be a step with a learning rate that is too large for it
         return self._loader(feed, sampler=sampler, drop_last=len(sampler) >= self.batch_size, persistent_workers=self.num_workers > 0)
 

@@ -7,6 +7,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import albumentations as A
@@ -183,6 +184,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             few left over at the end of an epoch.
         batch_size: images a step on each rank, for the groups.
         shuffle: in a new order each epoch.
+        start: the epoch to begin with, and how many images of it all ranks together have taken already; for a training that goes on.
     """
 
     def __init__(
@@ -194,13 +196,21 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         groups: Sequence[int] | None = None,
         batch_size: int = 1,
         shuffle: bool = True,
+        start: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__(feed, ranks, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
-        self.groups, self.batch_size = groups, batch_size
+        self.groups, self.batch_size, self.start = groups, batch_size, start
+        self.epoch = start[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw for an epoch, or for the first one if that is later: Lightning asks for epoch 0 before it has read where it was."""
+        self.epoch = max(epoch, self.start[0])
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch, (first, taken) = self.epoch, self.start  # the epoch now: a worker's batches are asked for as they are needed
         order = super().__iter__() if self.groups is None else self._grouped(self.groups)
-        return ((self.epoch, index) for index in order)  # type: ignore[misc]
+        rest = islice(order, taken // self.num_replicas if epoch == first else 0, None)
+        return ((epoch, index) for index in rest)  # type: ignore[misc]
 
     def _grouped(self, groups: Sequence[int]) -> Iterator[int]:
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
