@@ -193,4 +193,4 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _stop(self, trainer: Trainer) -> None:
-        raise Stopped(f"SIGTERM at step {trainer.global_step}: saved as {self.last_model_path or self.best_model_path}.")
+        self._sigterm.stop(trainer, self.last_model_path or self.best_model_path)

@@ -2,9 +2,7 @@
 
 import json
 import os
-
 import socket
-
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +60,4 @@ def test_two_machines_by_torchrun_give_what_one_process_gives(tmp_path, monkeypa
     [path] = set(tmp_path.glob("lightning_logs/*/metrics.json")) - {folder / "metrics.json"}
     of_one = json.loads(path.read_text())["val"]
     assert of_one["detections"] == of_two["detections"] > 0
-    for name, value in of_one.items():
-        if isinstance(value, float):
-            assert of_two[name] == pytest.approx(value, abs=1e-6), name
+    assert of_two["metrics"] == pytest.approx(of_one["metrics"], abs=1e-6)
