@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import inspect
 import sys
@@ -26,6 +27,7 @@ SUMMARIES = {
     "predict": "find objects in images and videos, and write and draw them",
     "compare": "train detectors alike, and compare their accuracy and speed",
     "report": "put all about a trained detector on one page",
+    "replay": "see a batch again whose loss was not finite",
     "visualize": "draw training images, anchors, proposals or predictions",
     "audit": "say what is in a data set, and what is wrong with it",
     "convert": "write a data set in VOC's or COCO's format",
@@ -34,8 +36,17 @@ VERBS = {  # beside Lightning's; each is a function of that module
     "audit": "lit_detect.data.audit",
     "compare": "lit_detect.compare",
     "convert": "lit_detect.data.convert",
+    "replay": "lit_detect.replay",
     "report": "lit_detect.report",
     "visualize": "lit_detect.views",
+}
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # full, over one's quota, read-only
+MACHINE = {  # what torch says when something was ended from outside, and what it is
+    "DataLoader worker": "Expected the processes that read images to go on but one was ended, as at the want of memory "
+    "(fewer --data.num_workers take less)",
+    "onnection closed by peer": "Expected all ranks to go on but one ended; the reason is in its own output",
+    "onnection reset by peer": "Expected all ranks to go on but one ended; the reason is in its own output",
 }
 
 HARMLESS = (
@@ -117,5 +128,21 @@ def mendable(error: BaseException | None) -> str | None:
         # Lightning's exception by its name, since to import it is to import Lightning
         if isinstance(error, InputError) or type(error).__name__ == "MisconfigurationException":
             return str(error).rpartition("InputError: ")[2].strip()  # from a worker process it comes inside of a traceback
+        if isinstance(error, OSError) and error.errno in DISK:
+            return f"Expected to write {file_of(error)} but could not: {error.strerror}; what was saved before is whole."
+        for part, sentence in MACHINE.items():
+            if part in str(error):
+                return f"{sentence}: {str(error).splitlines()[0].strip()}"
         error = error.__cause__ or error.__context__
     return None
+
+
+def file_of(error: OSError) -> str:
+    """The file of an error; where the error does not say it, that which was open for writing when it came."""
+    name, trace = error.filename, error.__traceback__
+    while trace is not None:
+        for value in list(trace.tb_frame.f_locals.values()):
+            path = getattr(value, "name", None) if hasattr(value, "write") else None
+            name = path if isinstance(path, str) else name
+        trace = trace.tb_next
+    return str(name or "a file")

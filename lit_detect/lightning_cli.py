@@ -20,10 +20,12 @@ from lit_detect.checkpoints import newest_last, read_checkpoint
 from lit_detect.data.presets import RESIZING_PRESETS
 from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
+from lit_detect.faults import NonFinite
 from lit_detect.pictures import DetectionPictures
 from lit_detect.predictions import PredictionWriter
 from lit_detect.saving import RunCheckpoint, WholeFiles
 from lit_detect.tiles import Tiles
+from lit_detect.watch import RankWatch
 
 __all__ = ["DetectionCLI", "read_config"]
 
@@ -37,7 +39,7 @@ class DetectionCLI(LightningCLI):
             DetectionDataModule,
             subclass_mode_model=True,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [ResultsTable(), TrainingTime()]},
+            trainer_defaults={"callbacks": [ResultsTable(), TrainingTime(), RankWatch()]},
             auto_configure_optimizers=False,
             seed_everything_default=0,
             parser_kwargs={"prog": "lit-detect", "description": lit_detect.__doc__},
@@ -56,6 +58,7 @@ class DetectionCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
+        parser.add_lightning_class_args(NonFinite, "faults")
         parser.add_lightning_class_args(DetectionPictures, "pictures")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(Tiles, "tiles")
