@@ -22,7 +22,7 @@ from lit_detect.data.transforms import compose
 from lit_detect.data.windows import WindowTransform
 from lit_detect.errors import InputError, printable
 
-__all__ = ["EpochSampler", "Feed", "collate", "one_thread"]
+__all__ = ["EpochSampler", "Feed", "collate"]
 
 log = logging.getLogger(__name__)
 
@@ -291,8 +291,3 @@ def collate(samples: Sequence[Sample | None]) -> tuple[Tensor | list[Tensor], Ta
     images = [image for image, _ in read]
     same = len({image.shape for image in images}) == 1
     return (torch.stack(images) if same else images), TargetList(target for _, target in read)
-
-
-def one_thread(worker: int) -> None:
-    """A worker has one core: keep OpenCV from starting a thread for each."""
-    cv2.setNumThreads(0)
