@@ -50,7 +50,7 @@ class NonFinite(Callback):
 
     def _keep_buffers(self, pl_module: LightningModule) -> None:
         """Remember what a forward pass changes by itself: statistics of normalisation."""
-        buffers = statistics(pl_module)
+        buffers = [*pl_module.buffers()]
         if [buffer.shape for buffer in self.buffers] != [buffer.shape for buffer in buffers]:
             self.buffers = [buffer.clone() for buffer in buffers]
         elif buffers:
@@ -64,7 +64,7 @@ class NonFinite(Callback):
             return
         if getattr(trainer.precision_plugin, "scaler", None) is not None and not self._loss_is_wrong(trainer):
             return
-        for buffer, kept in zip(statistics(pl_module), self.buffers, strict=True):
+        for buffer, kept in zip(pl_module.buffers(), self.buffers, strict=True):
             buffer.copy_(kept)
         report = self._save(trainer, pl_module)
         self.in_a_row += 1
@@ -139,8 +139,3 @@ def on_all_ranks(trainer: Trainer, value: Any) -> list[Any]:
     found: list[Any] = [None] * trainer.world_size
     dist.all_gather_object(found, value)
     return found
-
-
-def statistics(module: torch.nn.Module) -> list[Tensor]:
-    """The buffers of a module that are not whole numbers: means and variances, and constants, which are small."""
-    return [buffer for buffer in module.buffers() if buffer.is_floating_point()]

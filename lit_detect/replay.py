@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lit_detect.checkpoints import read_checkpoint
 from lit_detect.errors import InputError
@@ -47,7 +48,9 @@ def replay(folder: str, device: str = "cpu") -> None:
 
 
 def explain(detector: nn.Module, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """What a batch gives: its losses, those of each image alone, whether any is not finite or a gradient is not, and a sentence.
+    """What a batch gives: its losses, those of each image alone, whether any or a gradient is not finite, and a sentence.
+
+    An image alone is normalised by the running statistics of batch norm, since of one value there is no variance.
 
     Parameters and buffers stay as they are.
 
@@ -61,11 +64,16 @@ def explain(detector: nn.Module, saved: Mapping[str, Any]) -> dict[str, Any]:
     images, targets, names = saved["images"], saved["targets"], list(saved["file_names"])
     kept = [buffer.clone() for buffer in detector.buffers()]
     losses, gradients = losses_of(detector, images, targets, saved)
+    for buffer, value in zip(detector.buffers(), kept, strict=True):
+        buffer.copy_(value)
+    norms = [module for module in detector.modules() if isinstance(module, _BatchNorm) and module.training]
+    for norm in norms:
+        norm.eval()
     by_image = {}
     for index, name in enumerate(names[: len(targets)]):
         by_image[name] = losses_of(detector, images[index : index + 1], targets[index : index + 1], saved)[0]
-    for buffer, value in zip(detector.buffers(), kept, strict=True):
-        buffer.copy_(value)
+    for norm in norms:
+        norm.train()
     wrong = [name for name, value in losses.items() if not torch.tensor(value).isfinite()]
     alone = [name for name, own in by_image.items() if not torch.tensor(list(own.values())).isfinite().all()]
     if wrong:
