@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
+from collections.abc import Iterable
+from glob import glob
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -14,7 +18,7 @@ from lit_detect.errors import InputError
 from lit_detect.hyperparameters import built, known_class, made
 from lit_detect.models.weights import read_plain
 
-__all__ = ["best_or_last", "detector_of", "load_checkpoint", "read_checkpoint"]
+__all__ = ["best_or_last", "detector_of", "load_checkpoint", "newest_last", "read_checkpoint"]
 
 log = logging.getLogger(__name__)
 
@@ -132,3 +136,13 @@ def best_or_last(run: Path) -> Path:
     if not found:
         raise InputError(f"Expected {folders[0] / 'best.ckpt'} or last.ckpt but there is neither: give --ckpt_path.")
     return found[0]
+
+
+def newest_last(folders: Iterable[str]) -> Path | None:
+    """Of the last checkpoints in folders the one that was written last; none where there is none.
+
+    Args:
+        folders: which may have ``*`` in them.
+    """
+    found = [Path(path) for folder in folders for path in glob(os.path.join(folder, "last*.ckpt"))]
+    return max((path for path in found if re.fullmatch(r"last(-v\d+)?", path.stem)), key=lambda path: path.stat().st_mtime_ns, default=None)

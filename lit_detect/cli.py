@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import inspect
 import sys
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lit_detect
-from lit_detect.errors import InputError, printable
+from lit_detect.errors import InputError, Stopped, printable
 
 __all__ = ["main"]
 
@@ -27,6 +28,7 @@ SUMMARIES = {
     "compare": "train detectors alike, and compare their accuracy and speed",
     "tune": "search for the hyper-parameters of the highest AP",
     "report": "put all about a trained detector on one page",
+    "replay": "see a batch again whose loss was not finite",
     "visualize": "draw training images, anchors, proposals or predictions",
     "audit": "say what is in a data set, and what is wrong with it",
     "convert": "write a data set in VOC's or COCO's format",
@@ -35,9 +37,18 @@ VERBS = {  # beside Lightning's; each is a function of that module
     "audit": "lit_detect.data.audit",
     "compare": "lit_detect.compare",
     "convert": "lit_detect.data.convert",
+    "replay": "lit_detect.replay",
     "report": "lit_detect.report",
     "tune": "lit_detect.tune",
     "visualize": "lit_detect.views",
+}
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # full, over one's quota, read-only
+MACHINE = {  # what torch says when something was ended from outside, and what it is
+    "DataLoader worker": "Expected the processes that read images to go on but one was ended, as at the want of memory "
+    "(fewer --data.num_workers take less)",
+    "onnection closed by peer": "Expected all ranks to go on but one ended; the reason is in its own output",
+    "onnection reset by peer": "Expected all ranks to go on but one ended; the reason is in its own output",
 }
 
 HARMLESS = (
@@ -63,7 +74,7 @@ def find_configs(args: Sequence[str]) -> list[str]:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command; what the user can mend ends it with one sentence and status 1."""
+    """Run a command; what the user can mend ends it with one sentence and status 1, SIGTERM with status 143."""
     arguments = find_configs(sys.argv[1:] if args is None else args)
     try:
         for message in HARMLESS:
@@ -78,6 +89,9 @@ def main(args: Sequence[str] | None = None) -> None:
         from lit_detect.lightning_cli import DetectionCLI  # takes seconds, which the other verbs and --help need not wait for
 
         DetectionCLI()
+    except Stopped as stopped:
+        print(f"lit-detect: stopped by {stopped}", file=sys.stderr)
+        sys.exit(143)  # 128 + SIGTERM, as a shell says of a process that it ended
     except Exception as error:
         sentence = mendable(error)
         if sentence is None:
@@ -115,5 +129,21 @@ def mendable(error: BaseException | None) -> str | None:
         # Lightning's exception by its name, since to import it is to import Lightning
         if isinstance(error, InputError) or type(error).__name__ == "MisconfigurationException":
             return str(error).rpartition("InputError: ")[2].strip()  # from a worker process it comes inside of a traceback
+        if isinstance(error, OSError) and error.errno in DISK:
+            return f"Expected to write {file_of(error)} but could not: {error.strerror}; what was saved before is whole."
+        for part, sentence in MACHINE.items():
+            if part in str(error):
+                return f"{sentence}: {str(error).splitlines()[0].strip()}"
         error = error.__cause__ or error.__context__
     return None
+
+
+def file_of(error: OSError) -> str:
+    """The file of an error; where the error does not say it, that which was open for writing when it came."""
+    name, trace = error.filename, error.__traceback__
+    while trace is not None:
+        for value in list(trace.tb_frame.f_locals.values()):
+            path = getattr(value, "name", None) if hasattr(value, "write") else None
+            name = path if isinstance(path, str) else name
+        trace = trace.tb_next
+    return str(name or "a file")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -22,7 +23,8 @@ from lit_detect.metrics import COCOMeanAveragePrecision, DetectionMetric
 from lit_detect.models.backbones import Backbone
 from lit_detect.models.weights import start_from
 from lit_detect.ranks import check_strategy, scale_learning_rate
-from lit_detect.schedules import OneCycle
+from lit_detect.schedules import NEVER, OneCycle, step_plateaus
+from lit_detect.seeds import seed_step
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11
@@ -215,6 +217,14 @@ class Detector(LightningModule):
         images, _ = batch
         return self.network(images) if len(images) else []
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Make a step's random numbers a function of the run's seed, if it has one, and of the step: so a training can go on as it was."""
+        if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
+            seed_step(int(seed), self.trainer.current_epoch, batch_idx, self.trainer.global_rank)
+
+    def on_train_epoch_end(self) -> None:
+        step_plateaus(self.trainer)
+
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val")
 
@@ -285,7 +295,9 @@ class Detector(LightningModule):
             scheduler = self.lr_scheduler(optimizer)
             if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "min" and "loss" not in self.lr_monitor:
                 raise InputError(f"Expected ReduceLROnPlateau with mode: max for {self.lr_monitor}, which grows, but got mode: min.")
-            schedulers.append({"scheduler": scheduler, "interval": self.lr_interval, "monitor": self.lr_monitor})
+            frequency = NEVER if isinstance(scheduler, ReduceLROnPlateau) else 1  # by Lightning; see `step_plateaus`
+            how = {"interval": self.lr_interval, "monitor": self.lr_monitor, "frequency": frequency}
+            schedulers.append({"scheduler": scheduler, **how})
         if self.warmup_steps:
             # LinearLR multiplies whatever rate there is, so it goes with any other scheduler that does
             warmup = LinearLR(optimizer, start_factor=self.warmup_start, total_iters=self.warmup_steps)

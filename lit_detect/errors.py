@@ -1,6 +1,6 @@
 """What a user can mend, in words that can be printed."""
 
-__all__ = ["InputError", "printable"]
+__all__ = ["InputError", "Stopped", "printable"]
 
 
 class InputError(Exception):
@@ -8,6 +8,10 @@ class InputError(Exception):
 
     The command line prints its message as one sentence and exits with status 1; every other exception keeps its traceback.
     """
+
+
+class Stopped(Exception):  # noqa: N818 - it is no error
+    """A command was asked to stop, by SIGTERM, and did. The command line prints its message and exits with status 143 (128 + 15)."""
 
 
 def printable(text: object) -> str:

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 
 import lit_detect
 from lit_detect import DetectionDataModule, Detector
 from lit_detect.callbacks import ResultsTable, TrainingTime
-from lit_detect.checkpoints import read_checkpoint
+from lit_detect.checkpoints import newest_last, read_checkpoint
 from lit_detect.data.presets import RESIZING_PRESETS
 from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
+from lit_detect.faults import NonFinite
 from lit_detect.loggers import log_config, with_csv_file
 from lit_detect.pictures import DetectionPictures
 from lit_detect.predictions import PredictionWriter
 from lit_detect.ranks import refuse_sharding
+from lit_detect.saving import RunCheckpoint, WholeFiles
 from lit_detect.tiles import Tiles
+from lit_detect.watch import RankWatch
 
 __all__ = ["DetectionCLI", "read_config"]
 
@@ -48,7 +54,7 @@ class DetectionCLI(LightningCLI):
             subclass_mode_model=True,
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"callbacks": [ResultsTable(), TrainingTime()]},
+            trainer_defaults={"callbacks": [ResultsTable(), TrainingTime(), RankWatch()]},
             auto_configure_optimizers=False,
             seed_everything_default=0,
             parser_kwargs={"prog": "lit-detect", "description": lit_detect.__doc__},
@@ -57,7 +63,7 @@ class DetectionCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         link_classes(parser)
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/map",
@@ -67,6 +73,7 @@ class DetectionCLI(LightningCLI):
                 "checkpoint.enable_version_counter": False,
             }
         )
+        parser.add_lightning_class_args(NonFinite, "faults")
         parser.add_lightning_class_args(DetectionPictures, "pictures")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(Tiles, "tiles")
@@ -91,6 +98,8 @@ class DetectionCLI(LightningCLI):
                 config[name] = False
         if config.data.val is None and config.checkpoint.monitor == "val/map":  # no AP to choose checkpoints by: keep the last
             config.checkpoint.monitor, config.checkpoint.filename, config.checkpoint.save_last = None, "last", None
+        if config.get("ckpt_path") == "last" and self.subcommand == "fit":
+            config.ckpt_path = last_of_runs(config)
         path = config.get("ckpt_path")
         if path is None and self.subcommand != "fit":
             raise InputError(f"Expected a checkpoint to {self.subcommand} but got none: give --ckpt_path.")
@@ -99,16 +108,19 @@ class DetectionCLI(LightningCLI):
             if config.checkpoint.dirpath is None and self.subcommand == "fit":
                 config.checkpoint.dirpath = str(Path(path).parent)  # a resumed run goes on choosing among its checkpoints
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that always writes metrics to a CSV file, where Lightning takes TensorBoard if it is installed, and whole checkpoints."""
+        settings = self.config_init[self.subcommand].trainer
+        trainer = super().instantiate_trainer(logger=with_csv_file(settings.logger, settings.default_root_dir or "."), **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and not one that the user chose
+            trainer.strategy.checkpoint_io = WholeFiles()
+        return trainer
+
     def _take_classes(self, config: Namespace, path: Path) -> None:
         """A checkpoint's classes go before the data's, so that the data need not be there to predict."""
         saved = read_checkpoint(path).get("hyper_parameters", {})
         if config.data.classes is None and "classes" in saved:
             config.data.classes, config.data.category_ids = list(saved["classes"]), list(saved["category_ids"])
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A trainer that writes metrics to a CSV file whatever is installed; Lightning would take TensorBoard where that is."""
-        settings = self.config_init[self.subcommand].trainer
-        return super().instantiate_trainer(logger=with_csv_file(settings.logger, settings.default_root_dir or "."), **kwargs)
 
     def after_fit(self) -> None:
         """Evaluate the best checkpoint, so that a training ends with its results."""
@@ -139,6 +151,28 @@ def place_loggers(trainer: Namespace) -> None:
             raise InputError(f"Expected {package} for {name} but it is not installed: pip install 'lit_detect[{package}]'.")
         if logger.get("init_args.save_dir") == "." and trainer.default_root_dir:
             logger.init_args.save_dir = str(trainer.default_root_dir)
+
+
+def last_of_runs(config: Namespace) -> str | None:
+    """The last checkpoint that was saved by any run of this config; none, and a line that says so, where there is none."""
+    folders = [config.checkpoint.dirpath] if config.checkpoint.dirpath else checkpoint_folders(config.trainer)
+    found = newest_last(folders)
+    if found is None:
+        rank_zero_info(f"--ckpt_path last: no last.ckpt in {folders[0]}, so the training starts from its beginning.")
+    else:
+        rank_zero_info(f"--ckpt_path last: the training goes on from {found}.")
+    return None if found is None else str(found)
+
+
+def checkpoint_folders(trainer: Namespace) -> list[str]:
+    """Where runs leave their checkpoints, as patterns: below the folder of the CSV file (see `with_csv_file`), or without it the trainer's."""
+    root = trainer.default_root_dir or os.getcwd()
+    if trainer.logger is False or trainer.logger == []:
+        return [os.path.join(root, "checkpoints")]
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    by_name = {logger.class_path.rpartition(".")[2]: logger.get("init_args", {}) for logger in loggers if isinstance(logger, Namespace)}
+    arguments = by_name.get("CSVLogger") or by_name.get("TensorBoardLogger") or {}
+    return [os.path.join(arguments.get("save_dir") or root, arguments.get("name", "lightning_logs") or "", "*", "checkpoints")]
 
 
 def follow_the_model(config: Namespace) -> None:

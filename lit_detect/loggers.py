@@ -28,7 +28,7 @@ def with_csv_file(asked: Logger | Iterable[Logger] | bool | None, folder: Path |
         return []
     loggers = [] if asked is None or asked is True else [asked] if isinstance(asked, Logger) else list(asked)
     if any(isinstance(logger, CSVLogger) for logger in loggers):
-        return loggers
+        return sorted(loggers, key=lambda logger: not isinstance(logger, CSVLogger))
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             return [CSVLogger(logger.save_dir, logger.name, logger.version), *loggers]

@@ -1,9 +1,16 @@
 """Learning-rate schedules that torch's schedulers alone do not give."""
 
+import sys
+
+from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-__all__ = ["OneCycle"]
+from lit_detect.errors import InputError
+
+__all__ = ["NEVER", "OneCycle", "step_plateaus"]
+
+NEVER = sys.maxsize  # the frequency of schedulers that Lightning is not to step
 
 
 class OneCycle:
@@ -29,3 +36,20 @@ class OneCycle:
         """The scheduler for an optimizer and the number of its steps in the run."""
         peaks = [group["lr"] for group in optimizer.param_groups]
         return OneCycleLR(optimizer, max_lr=peaks, total_steps=total_steps, **vars(self))
+
+
+def step_plateaus(trainer: Trainer) -> None:
+    """Tell each `ReduceLROnPlateau` what it watches, at the end of an epoch.
+
+    Lightning does it once the epoch's checkpoint is saved, and not in an epoch that a training goes on in: what was seen would be lost.
+
+    Raises:
+        InputError: what it watches was not logged.
+    """
+    for config in trainer.lr_scheduler_configs:
+        if config.reduce_on_plateau and config.frequency == NEVER:
+            value = trainer.callback_metrics.get(str(config.monitor))
+            if value is None:
+                logged = ", ".join(sorted(trainer.callback_metrics))
+                raise InputError(f"Expected {config.monitor}, which ReduceLROnPlateau watches, but what was logged is {logged}.")
+            config.scheduler.step(float(value))  # type: ignore[arg-type]

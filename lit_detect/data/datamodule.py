@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 import albumentations as A
 import torch
@@ -11,9 +11,10 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lit_detect.data.dataset import Concatenation, DetectionDataset
-from lit_detect.data.feed import EpochSampler, Feed, collate, one_thread
+from lit_detect.data.feed import EpochSampler, Feed, collate
 from lit_detect.data.folder import to_predict
 from lit_detect.data.presets import preset
+from lit_detect.data.workers import start_worker
 from lit_detect.errors import InputError
 
 __all__ = ["DetectionDataModule"]
@@ -47,6 +48,8 @@ class DetectionDataModule(LightningDataModule):
         classes: names of the labels 1..C; by default the data sets', and for a checkpoint on the command line its own.
         category_ids: the data set's own ids of the classes, likewise.
         seed: of shuffling and augmentation; by default the run's (`seed_everything`), else 0.
+        on_unreadable: at a training image that cannot be read any more ``stop``, or ``skip`` it: take the next one that can be read,
+            warn, and count it at the end.
 
     Raises:
         InputError: a split that is needed but not given, or empty, or of other classes.
@@ -70,6 +73,7 @@ class DetectionDataModule(LightningDataModule):
         classes: list[str] | None = None,
         category_ids: list[int] | None = None,
         seed: int | None = None,
+        on_unreadable: Literal["stop", "skip"] = "stop",
     ) -> None:
         super().__init__()
         self.splits = {"train": train, "val": val, "test": test, "predict": None if predict is None else to_predict(predict)}
@@ -79,9 +83,12 @@ class DetectionDataModule(LightningDataModule):
         self.transforms = preset(transforms, image_size, zoom) if isinstance(transforms, str) else list(transforms or [])
         self.image_size, self.mosaic, self.aspect_ratio_group_factor = image_size, mosaic, aspect_ratio_group_factor
         self.min_visibility = min_visibility
+        self.on_unreadable = on_unreadable
         self.batch_size, self.num_workers, self.keep_empty = batch_size, num_workers, keep_empty
         self._classes, self._category_ids, self._seed = classes, category_ids, seed
         self.feeds: dict[str, Feed] = {}
+        self._sampler: EpochSampler | None = None
+        self._start = (0, 0)  # of a training that goes on: the epoch, and its images that are taken
 
     @property
     def seed(self) -> int:
@@ -134,7 +141,22 @@ class DetectionDataModule(LightningDataModule):
         indices = None if self.keep_empty else [index for index in range(len(dataset)) if dataset.num_boxes(index)]
         if indices == []:
             raise InputError(f"Expected images with boxes in data.train but all {len(dataset)} of {dataset} are empty.")
-        return Feed(dataset, self.transforms, True, self.min_visibility, self.seed, indices, self.mosaic, self.image_size or 640)
+        skip = self.on_unreadable == "skip"
+        return Feed(dataset, self.transforms, True, self.min_visibility, self.seed, indices, self.mosaic, self.image_size or 640, skip)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where a training is in its data, for its checkpoint: the epoch, and how many images of it all ranks together have taken."""
+        if self.trainer is None:
+            return {}
+        loop = self.trainer.fit_loop
+        epoch: Any = loop.epoch_progress.current
+        batches: Any = loop.epoch_loop.batch_progress.current
+        taken = batches.processed * self.batch_size * self.trainer.world_size if epoch.started > epoch.processed else 0
+        return {"epoch": epoch.processed, "taken": taken}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a training was in its data. Lightning tells this before anything asks for the loader."""
+        self._start = (state_dict["epoch"], state_dict["taken"])
 
     def train_dataloader(self) -> DataLoader[Any]:
         feed = self.feeds["train"]
@@ -142,9 +164,21 @@ class DetectionDataModule(LightningDataModule):
         ranks = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
         factor = self.aspect_ratio_group_factor
         groups = None if factor is None else feed.aspect_groups(factor)
-        sampler = EpochSampler(feed, *ranks, self.seed, groups, self.batch_size)
+        sampler = self._sampler = EpochSampler(feed, *ranks, self.seed, groups, self.batch_size, start=self._start)
         # a last batch that is not full would be a step with a learning rate that is too large for it
         return self._loader(feed, sampler=sampler, drop_last=len(sampler) >= self.batch_size, persistent_workers=self.num_workers > 0)
+
+    def file_names(self, batch: int) -> list[str]:
+        """What the images of a training batch of this epoch and rank are called, for messages."""
+        if self._sampler is None:
+            return []
+        feed, positions = self.feeds["train"], self._sampler.order()[batch * self.batch_size : (batch + 1) * self.batch_size]
+        return [feed.dataset.file_name(feed.indices[position]) for position in positions]
+
+    def unreadable(self) -> list[str]:
+        """The training images that were skipped on this rank, since they could not be read."""
+        feed = self.feeds["train"]
+        return [feed.dataset.file_name(index) for index in feed.unreadable.nonzero().flatten().tolist()]
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         return self._loader(self.feeds["val"]) if "val" in self.feeds else []
@@ -162,6 +196,6 @@ class DetectionDataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=one_thread,
+            worker_init_fn=start_worker,
             **arguments,
         )

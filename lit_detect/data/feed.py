@@ -22,9 +22,11 @@ from lit_detect.data.transforms import compose
 from lit_detect.data.windows import WindowTransform
 from lit_detect.errors import InputError, printable
 
-__all__ = ["EpochSampler", "Feed", "collate", "one_thread"]
+__all__ = ["EpochSampler", "Feed", "collate"]
 
 log = logging.getLogger(__name__)
+
+MOST_IN_A_ROW = 10  # images that cannot be read one after the other: then the data is gone
 
 Fields = dict[str, np.ndarray]
 Sample = tuple[Tensor, dict[str, Tensor]]
@@ -48,7 +50,11 @@ class Feed(Dataset[Sample]):
         mosaic: how often four images are put together before the transforms (YOLOv4, section 3.4), 0..1; a box stays that a quarter
             is left of.
         mosaic_size: side of such an image in pixels.
-        skip_unreadable: give None for an image that cannot be read, and warn, instead of raising.
+        skip_unreadable: warn of an image that cannot be read instead of raising, and give None, or in training the next one that can
+            be read.
+
+    Attributes:
+        unreadable: of each of the data set's images, whether it was skipped; the memory is shared with worker processes.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class Feed(Dataset[Sample]):
         self.indices = range(len(dataset)) if indices is None else indices
         self.augment = compose(transforms, min_visibility) if transforms else None
         self.window = transforms[0] if transforms and isinstance(transforms[0], WindowTransform) else None
+        self.unreadable = torch.zeros(len(dataset) if skip_unreadable and train else 0, dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
         self.mosaic = mosaic
         sides = (mosaic_size, mosaic_size)
         self.stitch = compose([A.Mosaic(target_size=sides, cell_shape=sides, center_range=(0.25, 0.75), p=1)], min_visibility=0.25)
@@ -76,18 +83,29 @@ class Feed(Dataset[Sample]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | None:  # type: ignore[override]
         epoch, position = key if isinstance(key, tuple) else (0, key)
-        index = self.indices[position]
-        try:
-            image, fields = self._read(index, np.random.default_rng([self.seed, epoch, index]))
-        except InputError as error:
-            if not self.skip_unreadable:
-                raise
-            log.warning("Skipped: %s", printable(error))
+        tries = MOST_IN_A_ROW if self.skip_unreadable and self.train else 1
+        for offset in range(tries):
+            index = self.indices[(position + offset) % len(self)]
+            try:
+                image, fields = self._read(index, np.random.default_rng([self.seed, epoch, index]))
+                break
+            except InputError as error:
+                if not self.skip_unreadable or (self.train and offset + 1 == tries):
+                    raise
+                self._skip(index, error)
+        else:
             return None
         self._check_pixels(image, index)
         pixels = np.empty((3, *image.shape[:2]), np.uint8)
         cv2.split(image, list(pixels))  # several times faster than a transposed copy
         return torch.from_numpy(pixels), {name: torch.as_tensor(value) for name, value in fields.items()}
+
+    def _skip(self, index: int, error: InputError) -> None:
+        """Warn of an image that cannot be read, in training once."""
+        if not self.train or not self.unreadable[index]:
+            log.warning("Skipped: %s", printable(error))
+        if self.train:
+            self.unreadable[index] = True
 
     def _read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Fields]:
         """An image and its target, augmented."""
@@ -183,6 +201,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
             few left over at the end of an epoch.
         batch_size: images a step on each rank, for the groups.
         shuffle: in a new order each epoch.
+        start: the epoch to begin with, and how many images of it all ranks together have taken already; for a training that goes on.
     """
 
     def __init__(
@@ -194,15 +213,25 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         groups: Sequence[int] | None = None,
         batch_size: int = 1,
         shuffle: bool = True,
+        start: tuple[int, int] = (0, 0),
     ) -> None:
         super().__init__(feed, ranks, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
-        self.groups, self.batch_size = groups, batch_size
+        self.groups, self.batch_size, self.start = groups, batch_size, start
+        self.epoch = start[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw for an epoch, or for the first one if that is later: Lightning asks for epoch 0 before it has read where it was."""
+        self.epoch = max(epoch, self.start[0])
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = super().__iter__() if self.groups is None else self._grouped(self.groups)
-        return ((self.epoch, index) for index in order)  # type: ignore[misc]
+        epoch, (first, taken) = self.epoch, self.start  # the epoch now: later indices are asked for when there is a new one
+        return ((epoch, index) for index in self.order()[taken // self.num_replicas if epoch == first else 0 :])
 
-    def _grouped(self, groups: Sequence[int]) -> Iterator[int]:
+    def order(self) -> list[int]:
+        """All indices of this rank in the epoch."""
+        return [*super().__iter__()] if self.groups is None else self._grouped(self.groups)  # type: ignore[list-item]
+
+    def _grouped(self, groups: Sequence[int]) -> list[int]:
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
         order = (order * math.ceil(self.total_size / len(order)))[: self.total_size]  # as many for each rank
         waiting: dict[int, list[int]] = defaultdict(list)
@@ -214,7 +243,7 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
                 grouped += group
                 group.clear()
         left = [index for _, group in sorted(waiting.items()) for index in group]
-        return iter((grouped + left)[self.rank :: self.num_replicas])
+        return (grouped + left)[self.rank :: self.num_replicas]
 
 
 class TargetList(list[dict[str, Tensor]]):
@@ -262,8 +291,3 @@ def collate(samples: Sequence[Sample | None]) -> tuple[Tensor | list[Tensor], Ta
     images = [image for image, _ in read]
     same = len({image.shape for image in images}) == 1
     return (torch.stack(images) if same else images), TargetList(target for _, target in read)
-
-
-def one_thread(worker: int) -> None:
-    """A worker has one core: keep OpenCV from starting a thread for each."""
-    cv2.setNumThreads(0)

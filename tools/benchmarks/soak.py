@@ -2,8 +2,8 @@
 
     python tools/benchmarks/soak.py --minutes 60
 
-Every ten seconds it reads what the training and its workers hold: memory (PSS, which counts a page that n processes share as 1/n each) and open
-files. At the end come medians of the first and the last third of the time, after a warm-up of a tenth. Reads /proc: Linux only.
+Every ten seconds it reads what the training and its workers hold: memory (PSS, which counts a page that n processes share as 1/n each) and
+open files. At the end come medians of the first and the last third of the time, after a warm-up of a tenth. Reads /proc: Linux only.
 """
 
 import re

@@ -1,0 +1,101 @@
+"""The verb replay: a batch that gave a loss or a gradient that is not finite, seen again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lit_detect.checkpoints import read_checkpoint
+from lit_detect.errors import InputError
+from lit_detect.hyperparameters import class_at
+from lit_detect.seeds import seed_step
+
+__all__ = ["explain", "replay"]
+
+AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
+
+
+def replay(folder: str, device: str = "cpu") -> None:
+    """Run a training step again whose losses or gradients were not finite, image by image too.
+
+    Args:
+        folder: a run's ``nonfinite``, with ``weights.ckpt`` and ``batch.pt``, or a batch of each rank.
+        device: where to run it: ``cpu``, ``cuda``.
+
+    Raises:
+        InputError: the files are not there.
+    """
+    batches = sorted(Path(folder).glob("batch*.pt"))
+    if not batches:
+        raise InputError(f"Expected batch.pt in {folder} but there is none.")
+    weights = Path(folder) / "weights.ckpt"
+    described = read_checkpoint(weights)["hyper_parameters"]
+    for path in batches:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        detector = class_at(described["_class_path"]).load_from_checkpoint(weights, map_location=device, weights_only=True).train()
+        found = explain(detector, saved)
+        print(f"{path}: step {saved['step']}, epoch {saved['epoch']}, batch {saved['batch']}, rank {saved['rank']}")
+        for name, value in found["losses"].items():
+            print(f"  {name}: {value}")
+        for name, losses in found["by_image"].items():
+            print(f"  {name}: {', '.join(f'{loss} {value:.4g}' for loss, value in losses.items())}")
+        print(f"  {found['sentence']}")
+
+
+def explain(detector: nn.Module, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What a batch gives: its losses, those of each image alone, whether any or a gradient is not finite, and a sentence.
+
+    An image alone is normalised by the running statistics of batch norm, since of one value there is no variance.
+
+    Parameters and buffers stay as they are.
+
+    Args:
+        detector: in training mode, on any device.
+        saved: images, targets, file names, and what the step's random numbers come from.
+
+    Returns:
+        All that was saved, with ``losses``, ``by_image``, ``wrong`` and ``sentence``.
+    """
+    images, targets, names = saved["images"], saved["targets"], list(saved["file_names"])
+    kept = [buffer.clone() for buffer in detector.buffers()]
+    losses, gradients = losses_of(detector, images, targets, saved)
+    for buffer, value in zip(detector.buffers(), kept, strict=True):
+        buffer.copy_(value)
+    norms = [module for module in detector.modules() if isinstance(module, _BatchNorm) and module.training]
+    for norm in norms:
+        norm.eval()
+    by_image = {}
+    for index, name in enumerate(names[: len(targets)]):
+        by_image[name] = losses_of(detector, images[index : index + 1], targets[index : index + 1], saved)[0]
+    for norm in norms:
+        norm.train()
+    wrong = [name for name, value in losses.items() if not torch.tensor(value).isfinite()]
+    alone = [name for name, own in by_image.items() if not torch.tensor(list(own.values())).isfinite().all()]
+    if wrong:
+        what = " and ".join(f"{name} was {losses[name]}" for name in wrong)
+    else:
+        what = "the losses were finite and " + (f"the gradient of {gradients[0]} was not" if gradients else "so were the gradients, now")
+    which = f", which {', '.join(alone)} {'give' if len(alone) > 1 else 'gives'} alone" if alone else ""
+    sentence = f"{what} on the images {', '.join(names)}{which}"
+    return {**saved, "losses": losses, "by_image": by_image, "wrong": bool(wrong or gradients), "sentence": sentence}
+
+
+def losses_of(detector: nn.Module, images: Any, targets: Any, saved: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
+    """The losses of images, and the names of the parameters whose gradients are not finite."""
+    device = next(detector.parameters()).device
+    seed_step(saved["seed"], saved["epoch"], saved["batch"], saved["rank"])
+    inputs = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
+    on_device = [{name: value.to(device) for name, value in target.items()} for target in targets]
+    dtype = AUTOCAST.get(saved["precision"])
+    with torch.enable_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        losses: dict[str, Tensor] = detector.network(inputs, on_device)  # type: ignore[operator]
+        parameters = {name: value for name, value in detector.named_parameters() if value.requires_grad}
+        gradients = torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(parameters.values()), allow_unused=True)
+    found = zip(parameters, gradients, strict=True)
+    wrong = [name for name, gradient in found if gradient is not None and not gradient.isfinite().all()]
+    return {name: float(value.detach()) for name, value in losses.items()}, wrong

@@ -1,0 +1,23 @@
+"""Random numbers of a training step: a function of the seed and the step, and of nothing that was drawn before."""
+
+import random
+
+import numpy as np
+import torch
+
+__all__ = ["seed_step"]
+
+
+def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:
+    """Seed torch, NumPy and Python for what a step draws, such as dropout and the sampling of proposals.
+
+    Args:
+        seed: the run's.
+        epoch: from 0.
+        batch: of the epoch, from 0.
+        rank: each draws its own.
+    """
+    words = np.random.SeedSequence([seed, epoch, batch, rank]).generate_state(3, np.uint64)
+    torch.manual_seed(int(words[0]) >> 1)  # of 63 bits
+    np.random.seed(int(words[1]) >> 32)
+    random.seed(int(words[2]))
