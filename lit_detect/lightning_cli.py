@@ -109,7 +109,7 @@ class DetectionCLI(LightningCLI):
                 config.checkpoint.dirpath = str(Path(path).parent)  # a resumed run goes on choosing among its checkpoints
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """A trainer that always writes metrics to a CSV file, where Lightning takes TensorBoard if it is installed, and whole checkpoints."""
+        """A trainer that writes whole checkpoints, and metrics to a CSV file: Lightning would take TensorBoard where that is installed."""
         settings = self.config_init[self.subcommand].trainer
         trainer = super().instantiate_trainer(logger=with_csv_file(settings.logger, settings.default_root_dir or "."), **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and not one that the user chose
@@ -165,7 +165,7 @@ def last_of_runs(config: Namespace) -> str | None:
 
 
 def checkpoint_folders(trainer: Namespace) -> list[str]:
-    """Where runs leave their checkpoints, as patterns: below the folder of the CSV file (see `with_csv_file`), or without it the trainer's."""
+    """Where runs leave their checkpoints, as patterns: below the CSV file's folder (see `with_csv_file`), or without it the trainer's."""
     root = trainer.default_root_dir or os.getcwd()
     if trainer.logger is False or trainer.logger == []:
         return [os.path.join(root, "checkpoints")]
