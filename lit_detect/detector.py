@@ -6,6 +6,7 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from operator import attrgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
@@ -123,6 +124,13 @@ class Detector(LightningModule):
         if type(self).__module__ != "__main__":  # another script cannot import from there
             described.setdefault("_class_path", class_path(type(self)))
         self.save_hyperparameters(described)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Detector:
+        """A copy, as averaging of weights makes one; it shares what makes optimizers, which may hold the command line, its data and ranks."""
+        memo |= {id(shared): shared for shared in (self.optimizer, self.lr_scheduler)}
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.__setstate__(deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
+        return copied
 
     @property
     def backbone(self) -> Backbone:

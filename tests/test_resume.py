@@ -1,0 +1,73 @@
+"""A training that is killed and started again by the same command ends as one that was not, bit by bit; see resume_trials."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lit_detect.checkpoints import newest_last
+from lit_detect.seeds import seed_step
+
+
+def trials(folder, variant, hooks, moments):
+    line = [sys.executable, "-m", "tests.resume_trials", str(folder), variant, hooks, str(moments)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name, trial in found.items():
+        assert trial["differences"] == [], (name, trial)
+        assert trial["statuses"][-1] == 0, (name, trial)
+    return found
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_as_if_it_had_not_been_killed(tmp_path):
+    found = trials(tmp_path, "plain", "all", 12)
+    statuses = {name: trial["statuses"][0] for name, trial in found.items()}
+    assert len(statuses) == 25
+    assert statuses["in a checkpoint"] == statuses["in step 3"] == statuses["in the second validation"] == -9
+    assert statuses["SIGTERM in a step"] == statuses["SIGTERM in a validation"] == 143
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "workers",
+        "accumulation",
+        "epochs",
+        "validation within epochs",
+        "steps",
+        "steps and validation by steps",
+        "validation every other epoch",
+        "no validation",
+    ],
+)
+def test_whatever_is_counted_saved_and_shuffled(tmp_path, variant):
+    trials(tmp_path, variant, "in step 8,in the second validation,SIGTERM in a step", 0)
+
+
+def test_the_newest_last_checkpoint_is_found(tmp_path):
+    assert newest_last([str(tmp_path / "*")]) is None
+    for age, name in enumerate(["version_0/last.ckpt", "version_1/last-v1.ckpt", "version_2/best.ckpt", "version_3/last.ckpt.part"]):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.touch()
+        os.utime(path, (age, age))
+    assert newest_last([str(tmp_path / "*")]) == tmp_path / "version_1" / "last-v1.ckpt"
+    os.utime(tmp_path / "version_0" / "last.ckpt", (9, 9))
+    assert newest_last([str(tmp_path / "*")]) == tmp_path / "version_0" / "last.ckpt"
+
+
+def test_random_numbers_of_a_step_depend_on_the_step_alone():
+    def drawn(*step):
+        seed_step(*step)
+        return torch.rand(3).tolist()
+
+    first = drawn(1, 2, 3, 0)
+    assert first == drawn(1, 2, 3, 0)
+    others = [drawn(*step) for step in [(0, 2, 3, 0), (1, 3, 3, 0), (1, 2, 4, 0), (1, 2, 3, 1), (1, 3, 2, 0)]]
+    assert len({*map(tuple, others), tuple(first)}) == 6
