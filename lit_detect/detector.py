@@ -23,7 +23,7 @@ from lit_detect.hyperparameters import class_path, plain
 from lit_detect.metrics import COCOMeanAveragePrecision, DetectionMetric
 from lit_detect.models.backbones import Backbone
 from lit_detect.models.weights import start_from
-from lit_detect.ranks import check_strategy, scale_learning_rate
+from lit_detect.ranks import check_trainer, scale_learning_rate
 from lit_detect.schedules import NEVER, OneCycle, step_plateaus
 from lit_detect.seeds import seed_step
 
@@ -105,15 +105,13 @@ class Detector(LightningModule):
         self.classes = list(classes)
         self.category_ids = list(category_ids or range(1, len(self.classes) + 1))
         self._describe_parts()
-        self.init_from = init_from
         self.optimizer, self.lr_scheduler, self.lr_interval, self.lr_monitor = optimizer, lr_scheduler, lr_interval, lr_monitor
-        self.warmup_steps, self.warmup_start = warmup_steps, warmup_start
+        self.init_from, self.warmup_steps, self.warmup_start = init_from, warmup_steps, warmup_start
         self.backbone_lr_factor, self.base_batch_size, self.decay_norms = backbone_lr_factor, base_batch_size, decay_norms
         kinds = [COCOMeanAveragePrecision, *([metric] if metric else [])]
         per_stage = {stage: nn.ModuleList(kind(self.classes) for kind in kinds) for stage in ("val", "test")}
         self.metrics = nn.ModuleDict(per_stage)  # type: ignore[assignment]
-        self.compiles, self._is_compiled = compile, False
-        self._weights_are_loaded = False
+        self.compiles, self._is_compiled, self._weights_are_loaded = compile, False, False
         self.register_load_state_dict_post_hook(remember_weights)  # type: ignore[no-untyped-call]
 
     def _describe_parts(self) -> None:
@@ -126,7 +124,7 @@ class Detector(LightningModule):
         self.save_hyperparameters(described)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Detector:
-        """A copy, as averaging of weights makes one; it shares what makes optimizers, which may hold the command line, its data and ranks."""
+        """A copy, as averaging of weights makes one; it shares what makes optimizers, which may lead to the trainer, its data and ranks."""
         memo |= {id(shared): shared for shared in (self.optimizer, self.lr_scheduler)}
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__setstate__(deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
@@ -155,14 +153,9 @@ class Detector(LightningModule):
         """Check the run against the model.
 
         Raises:
-            InputError: a precision in which boxes cannot be told apart; classes that are not the data's; see `check_strategy`.
+            InputError: a trainer that does not fit (`check_trainer`); classes that are not the data's.
         """
-        check_strategy(self.trainer)
-        if self.trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
-            raise InputError(
-                f"Expected precision 32-true, 16-mixed or bf16-mixed but got {self.trainer.precision}: boxes in half "
-                "precision are off by pixels, and non-maximum suppression does not exist for them."
-            )
+        check_trainer(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         found = getattr(data, "classes", None) if stage != "predict" else None
         if found is not None and list(found) != self.classes:
@@ -293,8 +286,7 @@ class Detector(LightningModule):
         optimizer = self.optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_factor", 1.0)
-        if self.base_batch_size is not None:
-            scale_learning_rate(optimizer, self.trainer, self.base_batch_size)
+        scale_learning_rate(optimizer, self._trainer, self.base_batch_size)
         schedulers: list[dict[str, Any]] = []
         if isinstance(self.lr_scheduler, OneCycle):
             total_steps = int(self.trainer.estimated_stepping_batches)

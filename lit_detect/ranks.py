@@ -1,4 +1,4 @@
-"""What a training on several devices asks of the trainer: a strategy that fits, and a learning rate for as many images a step."""
+"""What a detector asks of the trainer: a precision and a strategy that fit, and a learning rate for as many images a step."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ from torch.optim import Optimizer
 
 from lit_detect.errors import InputError
 
-__all__ = ["check_strategy", "refuse_sharding", "scale_learning_rate"]
+__all__ = ["check_trainer", "refuse_sharding", "scale_learning_rate"]
 
 
-def check_strategy(trainer: Trainer) -> None:
+def check_trainer(trainer: Trainer) -> None:
     """Refuse what would fail later, or in a way that says nothing.
 
     Raises:
-        InputError: a strategy that cuts the network up, or batch norms over devices on the CPU.
+        InputError: a precision in which boxes cannot be told apart, a strategy that cuts the network up, batch norms over several
+            processes on the CPU.
     """
+    if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
+        raise InputError(
+            f"Expected precision 32-true, 16-mixed or bf16-mixed but got {trainer.precision}: boxes in half precision are off by "
+            "pixels, and non-maximum suppression does not exist for them."
+        )
     strategy = trainer.strategy
     refuse_sharding(type(strategy).__name__)
     synced = isinstance(strategy, ParallelStrategy) and strategy._layer_sync is not None
@@ -41,19 +47,21 @@ def refuse_sharding(strategy: str) -> None:
         )
 
 
-def scale_learning_rate(optimizer: Optimizer, trainer: Trainer, base_batch_size: int) -> None:
+def scale_learning_rate(optimizer: Optimizer, trainer: Trainer | None, base_batch_size: int | None) -> None:
     """Multiply learning rates by the images of a step over those that they are meant for: Goyal et al. 2017, section 2.1.
 
     Args:
         optimizer: with the rates that are meant for `base_batch_size`.
         trainer: knows its devices, its data module, and how many batches it accumulates.
-        base_batch_size: images, at least 1.
+        base_batch_size: images, at least 1; with none nothing is done.
 
     Raises:
         InputError: no images, or data of which it is not known how many of them a batch has.
     """
+    if base_batch_size is None:
+        return
     batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
-    if base_batch_size < 1 or batch_size is None:
+    if trainer is None or base_batch_size < 1 or batch_size is None:
         raise InputError(
             "Expected base_batch_size at least 1, and a data module whose batch_size it can be compared with, but got "
             f"base_batch_size {base_batch_size} and batch_size {batch_size}."

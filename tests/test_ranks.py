@@ -1,5 +1,6 @@
 """Several processes that train and evaluate together, against one."""
 
+import copy
 import functools
 import itertools
 import json
@@ -327,6 +328,25 @@ def test_what_would_fail_later_is_refused_in_a_sentence(arguments, message):
 
 
 # ---- averaged weights
+
+
+def test_a_copy_shares_what_makes_optimizers_and_has_weights_of_its_own():
+    class Maker:
+        def __deepcopy__(self, memo):
+            raise AssertionError("on the command line this leads to the trainer")
+
+        def __call__(self, parameters):
+            return torch.optim.SGD(parameters, lr=0.1)
+
+    detector = small_ssd(["a"], optimizer=Maker(), lr_scheduler=Maker())
+    detector.trainer = trainer(1)
+    copied = copy.deepcopy(detector)
+    assert copied.optimizer is detector.optimizer
+    assert copied._trainer is None
+    state = copied.state_dict()
+    for name, value in detector.state_dict().items():
+        assert torch.equal(state[name], value)
+        assert state[name].data_ptr() != value.data_ptr()
 
 
 @pytest.fixture
