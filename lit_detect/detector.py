@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_detect.boxes import without_crowd
 from lit_detect.errors import InputError
@@ -24,7 +24,7 @@ from lit_detect.metrics import COCOMeanAveragePrecision, DetectionMetric
 from lit_detect.models.backbones import Backbone
 from lit_detect.models.weights import start_from
 from lit_detect.ranks import check_trainer, scale_learning_rate
-from lit_detect.schedules import NEVER, OneCycle, step_plateaus
+from lit_detect.schedules import OneCycle, schedulers, step_plateaus
 from lit_detect.seeds import seed_step
 
 if TYPE_CHECKING:
@@ -279,30 +279,13 @@ class Detector(LightningModule):
         """The optimizer, and its schedulers.
 
         Raises:
-            InputError: a `ReduceLROnPlateau` that waits for AP to fall, or a warm-up before `OneCycle`.
+            InputError: see `schedulers` and `scale_learning_rate`.
         """
-        if self.warmup_steps and isinstance(self.lr_scheduler, OneCycle):
-            raise InputError(f"Expected warmup_steps 0 with OneCycle, which warms up in its pct_start, but got {self.warmup_steps}.")
         optimizer = self.optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_factor", 1.0)
         scale_learning_rate(optimizer, self._trainer, self.base_batch_size)
-        schedulers: list[dict[str, Any]] = []
-        if isinstance(self.lr_scheduler, OneCycle):
-            total_steps = int(self.trainer.estimated_stepping_batches)
-            schedulers.append({"scheduler": self.lr_scheduler(optimizer, total_steps), "interval": "step"})
-        elif self.lr_scheduler is not None:
-            scheduler = self.lr_scheduler(optimizer)
-            if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "min" and "loss" not in self.lr_monitor:
-                raise InputError(f"Expected ReduceLROnPlateau with mode: max for {self.lr_monitor}, which grows, but got mode: min.")
-            frequency = NEVER if isinstance(scheduler, ReduceLROnPlateau) else 1  # by Lightning; see `step_plateaus`
-            how = {"interval": self.lr_interval, "monitor": self.lr_monitor, "frequency": frequency}
-            schedulers.append({"scheduler": scheduler, **how})
-        if self.warmup_steps:
-            # LinearLR multiplies whatever rate there is, so it goes with any other scheduler that does
-            warmup = LinearLR(optimizer, start_factor=self.warmup_start, total_iters=self.warmup_steps)
-            schedulers.append({"scheduler": warmup, "interval": "step"})
-        return [optimizer], schedulers
+        return [optimizer], schedulers(self, optimizer)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's is a class method of its own kind
