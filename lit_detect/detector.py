@@ -117,7 +117,7 @@ class Detector(LightningModule):
         self.save_hyperparameters(described)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Detector:
-        """A copy, as averaging of weights makes one; it shares what makes optimizers, which may hold the command line, its data and ranks."""
+        """A copy, as averaging of weights makes one; it shares what makes optimizers, which may hold the command line and its data."""
         memo |= {id(shared): shared for shared in (self.optimizer, self.lr_scheduler)}
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__setstate__(deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
