@@ -2,8 +2,9 @@
 
     python tools/benchmarks/soak.py --minutes 60
 
-Every ten seconds it reads what the training and its workers hold: memory (PSS, which counts a page that n processes share as 1/n each) and
-open files. At the end come medians of the first and the last third of the time, after a warm-up of a tenth. Reads /proc: Linux only.
+Every ten seconds it reads what the training and its workers hold together: open files, and memory that is not a file's (a page that several
+processes share counts once; of files the kernel keeps as much as it likes). At the end come medians of the first and the last third of the
+time, after a warm-up of a tenth. Reads /proc: Linux only.
 """
 
 import re
@@ -22,11 +23,10 @@ SECONDS = 10.0  # between readings
 
 
 class Reading(NamedTuple):
-    """What is held at a moment: seconds from the start, megabytes of the training and of its workers, open files and processes of all."""
+    """What the training and its workers hold at a moment, seconds from the start."""
 
     seconds: float
-    training: float
-    workers: float
+    megabytes: float
     files: int
     processes: int
 
@@ -51,7 +51,7 @@ def main(minutes: int = 60, workers: int = 2, epochs: int = 3, config: str = "qu
     print(f"{max(steps)} steps, {len(steps)} validations, {len(readings)} readings")
     steady = [reading for reading in readings if reading.seconds >= WARM_UP * readings[-1].seconds]
     third = len(steady) // 3
-    for name in ("training", "workers", "files"):
+    for name in ("megabytes", "files", "processes"):
         first, last = (statistics.median(getattr(reading, name) for reading in part) for part in (steady[:third], steady[-third:]))
         print(f"{name}: {first:.0f} in the first third, {last:.0f} in the last: {100 * (last / first - 1):+.2f} %")
 
@@ -71,7 +71,7 @@ def command(minutes: int, workers: int, epochs: int, config: str) -> list[str]:
 
 def watch(run: subprocess.Popen[bytes]) -> list[Reading]:
     """Read until the training ends; print every thirtieth reading."""
-    print(f"{'minutes':>7} {'training, MB':>13} {'workers, MB':>12} {'files':>6} {'processes':>10}")
+    print(f"{'minutes':>7} {'megabytes':>10} {'files':>6} {'processes':>10}")
     readings: list[Reading] = []
     start = time.monotonic()
     while run.poll() is None:
@@ -79,8 +79,7 @@ def watch(run: subprocess.Popen[bytes]) -> list[Reading]:
         if reading is not None:
             readings.append(reading)
             if len(readings) % 30 == 1:
-                columns = f"{reading.training:13.0f} {reading.workers:12.0f} {reading.files:6} {reading.processes:10}"
-                print(f"{reading.seconds / 60:7.1f} {columns}", flush=True)
+                print(f"{reading.seconds / 60:7.1f} {reading.megabytes:10.0f} {reading.files:6} {reading.processes:10}", flush=True)
         time.sleep(SECONDS)
     return readings
 
@@ -89,11 +88,11 @@ def read(root: int, seconds: float) -> Reading | None:
     """What a process and its descendants hold; None where one of them ended meanwhile."""
     try:
         pids = [root, *descendants(root)]
-        megabytes = [memory(pid) for pid in pids]
+        megabytes = sum(memory(pid) for pid in pids)
         files = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return Reading(seconds, megabytes[0], sum(megabytes[1:]), files, len(pids))
+    return Reading(seconds, megabytes, files, len(pids))
 
 
 def descendants(pid: int) -> list[int]:
@@ -103,11 +102,11 @@ def descendants(pid: int) -> list[int]:
 
 
 def memory(pid: int) -> float:
-    """Proportional set size in megabytes."""
-    found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    if found is None:  # it has ended and is not waited for yet
+    """Megabytes of a process that are no file's, shared ones in its share (Pss_Anon and Pss_Shmem)."""
+    shares = re.findall(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    if not shares:  # it has ended and is not waited for yet
         raise ProcessLookupError(pid)
-    return int(found[1]) / 1024
+    return sum(map(int, shares)) / 1024
 
 
 if __name__ == "__main__":
