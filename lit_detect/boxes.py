@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-__all__ = ["Anchors", "assign", "decode", "encode", "match", "match_above", "match_best", "match_or_ignore", "overlaps", "scale_boxes"]
+__all__ = [
+    "Anchors", "assign", "decode", "encode", "match", "match_above", "match_best", "match_or_ignore", "overlaps", "scale_boxes",
+    "without_crowd",
+]  # fmt: skip
 
 # SSD, section 2.2: the "variances" .1 .1 .2 .2 of the reference implementation are these weights' inverses.
 SSD_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -226,3 +229,11 @@ def scale_boxes(boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]], new_s
     factors = [(new[1] / old[1], new[0] / old[0]) * 2 for old, new in zip(sizes, new_sizes, strict=True)]
     of_box = torch.tensor(factors, dtype=boxes[0].dtype).repeat_interleave(torch.tensor(counts), dim=0)
     return list(torch.split(torch.cat(list(boxes)) * of_box.to(boxes[0].device, non_blocking=True), counts))
+
+
+def without_crowd(target: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A target's boxes that are to be learnt: all but those that stand for a crowd."""
+    if "iscrowd" not in target:
+        return target
+    keep = target["iscrowd"] == 0
+    return {name: value[keep] if value.ndim else value for name, value in target.items()}

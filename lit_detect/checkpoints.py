@@ -2,39 +2,102 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterable
 from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeVar
 
 import torch
 
 from lit_detect.data.yolo import read_yaml
 from lit_detect.detector import Detector
 from lit_detect.errors import InputError
+from lit_detect.hyperparameters import built, known_class, made
+from lit_detect.models.weights import read_plain
 
-__all__ = ["best_or_last", "load_checkpoint", "newest_last", "read_checkpoint"]
+__all__ = ["best_or_last", "detector_of", "load_checkpoint", "newest_last", "read_checkpoint"]
+
+log = logging.getLogger(__name__)
+
+SomeDetector = TypeVar("SomeDetector", bound=Detector)
+OF_LIGHTNING = "_instantiator"  # how Lightning's own load_from_checkpoint would build it
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU; code that is pickled into one is not run.
+def read_checkpoint(path: Path | IO[bytes], map_location: Any = "cpu") -> dict[str, Any]:
+    """What a checkpoint holds; code that is pickled into one is not run.
+
+    Args:
+        path: the file.
+        map_location: where tensors go, as `torch.load` takes it.
 
     Raises:
         InputError: no such file, or not a checkpoint of plain data.
     """
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise InputError(f"Expected a checkpoint at {path} but there is no such file.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError as error:
-        raise InputError(f"Expected a checkpoint but could not read {path}: {error.strerror}.") from error
-    except Exception as error:  # on a damaged file torch.load raises anything, from OSError to KeyError
-        raise InputError(f"Expected a checkpoint of plain data but {path} is damaged or holds code, which is not run.") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
+    content = read_plain(path, f"a checkpoint of plain data but {path}", map_location)
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise InputError(f"Expected a checkpoint of a training but {path} has no state_dict.")
+    check_hyperparameters(content.get("hyper_parameters", {}), path)
+    check_callbacks(content.get("callbacks", {}), path)
     return content
+
+
+def check_hyperparameters(found: Any, path: Path | IO[bytes]) -> None:
+    """Stop at what no training wrote.
+
+    Raises:
+        InputError: hyper-parameters without names, or classes that are no names or have no ids.
+    """
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise InputError(f"Expected hyper-parameters by name in the checkpoint {path} but got {type(found).__name__}.")
+    for name, kind in (("classes", str), ("category_ids", int)):
+        if name in found and not (isinstance(found[name], list) and all(isinstance(one, kind) for one in found[name])):
+            raise InputError(f"Expected {name} in the checkpoint {path} as a list of {kind.__name__} but got {str(found[name])[:200]}.")
+
+
+def check_callbacks(found: Any, path: Path | IO[bytes]) -> None:
+    """Stop at paths by which a resumed training would delete other files than its own: Lightning deletes what was best before.
+
+    Raises:
+        InputError: a path that is not in the folder that goes with it.
+    """
+    for state in found.values() if isinstance(found, dict) else ():
+        if not isinstance(state, dict) or "best_k_models" not in state:
+            continue
+        names = [*state["best_k_models"], state.get("kth_best_model_path"), state.get("last_model_path")]
+        for name in map(str, filter(None, names)):
+            if not name.startswith(str(state.get("dirpath"))) or ".." in Path(name).parts:
+                raise InputError(f"Expected checkpoints in {state.get('dirpath')}, as {path} has it, but it names {name!r}.")
+
+
+def detector_of(
+    cls: type[SomeDetector], path: Path | IO[bytes], map_location: Any = None, strict: bool | None = None, **arguments: Any
+) -> SomeDetector:
+    """The detector that a checkpoint describes, with its weights: see `Detector.load_from_checkpoint`."""
+    checkpoint = read_checkpoint(path, map_location or where_it_was)
+    described = {name: value for name, value in checkpoint.get("hyper_parameters", {}).items() if name != OF_LIGHTNING}
+    kind = known_class(described.pop("_class_path"), cls) if "_class_path" in described else cls
+    try:
+        described = built(described)
+    except RecursionError as error:
+        raise InputError(f"Expected a detector's arguments in {path} but they are nested without end.") from error
+    detector = made(kind, described | arguments)
+    detector.on_load_checkpoint(checkpoint)
+    state = checkpoint["state_dict"]
+    left = detector.load_state_dict(state, strict=detector.strict_loading if strict is None else strict)
+    if left.missing_keys or left.unexpected_keys:
+        log.warning("%s has no %s, and %s in vain.", path, left.missing_keys, left.unexpected_keys)
+    return detector.to(next((value.device for value in state.values() if isinstance(value, torch.Tensor)), "cpu"))
+
+
+def where_it_was(storage: Any, location: str) -> Any:
+    """The device that a tensor was saved from, or the CPU where there is no such device."""
+    there = location == "cpu" or (location.startswith("cuda") and torch.cuda.is_available())
+    return None if there else storage.cpu()
 
 
 def load_checkpoint(detector: Detector, path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lit_detect
-from lit_detect.errors import InputError, Stopped
+from lit_detect.errors import InputError, Stopped, printable
 
 __all__ = ["main"]
 
@@ -26,6 +26,7 @@ SUMMARIES = {
     "test": "evaluate a checkpoint on the test set",
     "predict": "find objects in images and videos, and write and draw them",
     "compare": "train detectors alike, and compare their accuracy and speed",
+    "tune": "search for the hyper-parameters of the highest AP",
     "report": "put all about a trained detector on one page",
     "replay": "see a batch again whose loss was not finite",
     "visualize": "draw training images, anchors, proposals or predictions",
@@ -38,6 +39,7 @@ VERBS = {  # beside Lightning's; each is a function of that module
     "convert": "lit_detect.data.convert",
     "replay": "lit_detect.replay",
     "report": "lit_detect.report",
+    "tune": "lit_detect.tune",
     "visualize": "lit_detect.views",
 }
 
@@ -54,18 +56,17 @@ HARMLESS = (
     ".*module\\(s\\) in eval mode at the start of training",  # frozen stages and norms are meant to be
     "Total length of `list` across ranks is zero",  # no validation set was given
     "It is recommended to use `self.log",  # AP is computed from the images of all ranks, so it is the same on each
-    ".*`tensorboardX` has been removed",  # the table of metrics is a CSV file where TensorBoard is not installed
     ".*treespec, LeafSpec",  # Lightning's own use of torch
     "(?s).*instantiate_classes`` was deprecated",  # Lightning's own use of jsonargparse
 )
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """The arguments, with the path of a shipped config for each ``--config`` or ``--data`` that names no file here."""
+    """The arguments, with the path of a shipped config for each ``--config``, ``--data`` or ``--search`` that names no file here."""
     found = []
     for previous, arg in zip(["", *args], args, strict=False):
         flag, equals, value = arg.partition("=") if arg.startswith("--config=") else ("", "", arg)
-        if (flag or previous in ("--config", "-c", "--data")) and CONFIGS and not Path(value).exists():
+        if (flag or previous in ("--config", "-c", "--data", "--search")) and CONFIGS and not Path(value).exists():
             shipped = CONFIGS / value.removeprefix("configs/")
             value = str(shipped) if shipped.is_file() else value
         found.append(f"{flag}{equals}{value}")
@@ -95,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sentence = mendable(error)
         if sentence is None:
             raise
-        sys.exit(f"lit-detect: error: {sentence}")
+        sys.exit("\n".join(map(printable, f"lit-detect: error: {sentence}".split("\n"))))
 
 
 def overview() -> argparse.ArgumentParser:

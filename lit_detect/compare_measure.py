@@ -18,7 +18,6 @@ from lit_detect.cost import Pass, PeakMemory, detection_pass, energy_counter, gf
 from lit_detect.data.datamodule import DetectionDataModule
 from lit_detect.detector import Detector
 from lit_detect.errors import InputError
-from lit_detect.hyperparameters import class_at
 from lit_detect.lightning_cli import read_config
 
 __all__ = ["load_detector", "measure", "validation_images", "write_json"]
@@ -34,11 +33,9 @@ def load_detector(checkpoint: Path | str) -> Detector:
     Raises:
         InputError: the checkpoint does not say it: its class is in a script, which cannot be imported.
     """
-    hyperparameters = read_checkpoint(Path(checkpoint)).get("hyper_parameters", {})
-    if "_class_path" not in hyperparameters:
+    if "_class_path" not in read_checkpoint(Path(checkpoint)).get("hyper_parameters", {}):
         raise InputError(f"Expected a checkpoint of a Detector that can be imported but {checkpoint} names no class.")
-    detector: Detector = class_at(hyperparameters["_class_path"]).load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
-    return detector.eval()
+    return Detector.load_from_checkpoint(checkpoint, map_location="cpu").eval()
 
 
 def validation_images(data: DetectionDataModule, count: int) -> list[tuple[Tensor, int]]:

@@ -102,6 +102,7 @@ def time_to(epochs: Sequence[tuple[float, float]], least_ap: float) -> float | N
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The page of a comparison."""
+    report = without_markup(report)
     rows, on_front = report["rows"], {row["name"] for row in front(report["rows"])}
     columns = [column for column in COLUMNS if any(column[1] in row for row in rows)]
     cells = []
@@ -127,6 +128,19 @@ def markdown(report: Mapping[str, Any]) -> str:
             lines = [f"- {row['name']}: " + ", ".join(f"{ms:.1f} ({count:g})" for count, ms in row[key]) for row in found]
             parts.append(f"Latency in ms (and {title}):\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def without_markup(value: Any) -> Any:
+    r"""What a report holds, with text as Markdown shows it: names and errors are no elements and no links.
+
+    >>> without_markup({"name": "<b> [a](b)", "ap": 0.5})
+    {'name': '&lt;b> \\[a](b)', 'ap': 0.5}
+    """
+    if isinstance(value, str):
+        return value.replace("&", "&amp;").replace("<", "&lt;").replace("[", "\\[")
+    if isinstance(value, Mapping):
+        return {key: item if key in ("command", "pictures") else without_markup(item) for key, item in value.items()}
+    return [without_markup(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def notes(report: Mapping[str, Any]) -> str:

@@ -230,7 +230,8 @@ def call(arguments: Sequence[str], log: Path) -> None:
         RuntimeError: it failed; with the last line of what it printed.
     """
     with log.open("a") as file:
-        status = subprocess.run([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        # this Python with arguments of its own, and no shell
+        status = subprocess.run([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT, check=False).returncode  # noqa: S603
     if status:
         raise RuntimeError(last_line(log) if status > 0 else f"ended by signal {-status}; {last_line(log)}")
 

@@ -8,21 +8,27 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from operator import attrgetter
-from typing import Any, Literal
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LinearLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from lit_detect.boxes import without_crowd
 from lit_detect.errors import InputError
 from lit_detect.hyperparameters import class_path, plain
 from lit_detect.metrics import COCOMeanAveragePrecision, DetectionMetric
 from lit_detect.models.backbones import Backbone
 from lit_detect.models.weights import start_from
-from lit_detect.schedules import NEVER, OneCycle, step_plateaus
+from lit_detect.ranks import check_trainer, scale_learning_rate
+from lit_detect.schedules import OneCycle, schedulers, step_plateaus
 from lit_detect.seeds import seed_step
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing has it from Python 3.11
 
 __all__ = ["Detector"]
 
@@ -52,6 +58,8 @@ class Detector(LightningModule):
             scheduler is to be one that multiplies too (MultiStepLR, CosineAnnealingLR, ...).
         warmup_start: the factor it starts from, above 0, at most 1.
         backbone_lr_factor: learning rate of the backbone relative to the rest.
+        base_batch_size: images a step, over all devices and accumulated batches, that the learning rate is meant for: it is multiplied
+            by how many there are over this (Goyal et al. 2017, section 2.1). By default it is taken as it is.
         decay_norms: apply weight decay to norms and biases too.
         compile: compile the parts that the network names in `compiled` (backbone, neck and heads) by `torch.compile`: the first steps
             take a minute or more, the others less time.
@@ -82,6 +90,7 @@ class Detector(LightningModule):
         warmup_steps: int = 0,
         warmup_start: float = 0.001,
         backbone_lr_factor: float = 1.0,
+        base_batch_size: int | None = None,
         decay_norms: bool = False,
         compile: bool = False,
         metric: Callable[[Sequence[str]], DetectionMetric] | None = None,
@@ -96,15 +105,13 @@ class Detector(LightningModule):
         self.classes = list(classes)
         self.category_ids = list(category_ids or range(1, len(self.classes) + 1))
         self._describe_parts()
-        self.init_from = init_from
         self.optimizer, self.lr_scheduler, self.lr_interval, self.lr_monitor = optimizer, lr_scheduler, lr_interval, lr_monitor
-        self.warmup_steps, self.warmup_start = warmup_steps, warmup_start
-        self.backbone_lr_factor, self.decay_norms = backbone_lr_factor, decay_norms
+        self.init_from, self.warmup_steps, self.warmup_start = init_from, warmup_steps, warmup_start
+        self.backbone_lr_factor, self.base_batch_size, self.decay_norms = backbone_lr_factor, base_batch_size, decay_norms
         kinds = [COCOMeanAveragePrecision, *([metric] if metric else [])]
         per_stage = {stage: nn.ModuleList(kind(self.classes) for kind in kinds) for stage in ("val", "test")}
         self.metrics = nn.ModuleDict(per_stage)  # type: ignore[assignment]
-        self.compiles, self._is_compiled = compile, False
-        self._weights_are_loaded = False
+        self.compiles, self._is_compiled, self._weights_are_loaded = compile, False, False
         self.register_load_state_dict_post_hook(remember_weights)  # type: ignore[no-untyped-call]
 
     def _describe_parts(self) -> None:
@@ -117,7 +124,7 @@ class Detector(LightningModule):
         self.save_hyperparameters(described)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Detector:
-        """A copy, as averaging of weights makes one; it shares what makes optimizers, which may hold the command line and its data."""
+        """A copy, as averaging of weights makes one; it shares what makes optimizers, which may lead to the trainer, its data and ranks."""
         memo |= {id(shared): shared for shared in (self.optimizer, self.lr_scheduler)}
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__setstate__(deepcopy(self.__getstate__(), memo))  # type: ignore[no-untyped-call]
@@ -146,13 +153,9 @@ class Detector(LightningModule):
         """Check the run against the model.
 
         Raises:
-            InputError: a precision in which boxes cannot be told apart; classes that are not the data's.
+            InputError: a trainer that does not fit (`check_trainer`); classes that are not the data's.
         """
-        if self.trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
-            raise InputError(
-                f"Expected precision 32-true, 16-mixed or bf16-mixed but got {self.trainer.precision}: boxes in half "
-                "precision are off by pixels, and non-maximum suppression does not exist for them."
-            )
+        check_trainer(self.trainer)
         data = getattr(self.trainer, "datamodule", None)
         found = getattr(data, "classes", None) if stage != "predict" else None
         if found is not None and list(found) != self.classes:
@@ -276,29 +279,46 @@ class Detector(LightningModule):
         """The optimizer, and its schedulers.
 
         Raises:
-            InputError: a `ReduceLROnPlateau` that waits for AP to fall, or a warm-up before `OneCycle`.
+            InputError: see `schedulers` and `scale_learning_rate`.
         """
-        if self.warmup_steps and isinstance(self.lr_scheduler, OneCycle):
-            raise InputError(f"Expected warmup_steps 0 with OneCycle, which warms up in its pct_start, but got {self.warmup_steps}.")
         optimizer = self.optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_factor", 1.0)
-        schedulers: list[dict[str, Any]] = []
-        if isinstance(self.lr_scheduler, OneCycle):
-            total_steps = int(self.trainer.estimated_stepping_batches)
-            schedulers.append({"scheduler": self.lr_scheduler(optimizer, total_steps), "interval": "step"})
-        elif self.lr_scheduler is not None:
-            scheduler = self.lr_scheduler(optimizer)
-            if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "min" and "loss" not in self.lr_monitor:
-                raise InputError(f"Expected ReduceLROnPlateau with mode: max for {self.lr_monitor}, which grows, but got mode: min.")
-            frequency = NEVER if isinstance(scheduler, ReduceLROnPlateau) else 1  # by Lightning; see `step_plateaus`
-            how = {"interval": self.lr_interval, "monitor": self.lr_monitor, "frequency": frequency}
-            schedulers.append({"scheduler": scheduler, **how})
-        if self.warmup_steps:
-            # LinearLR multiplies whatever rate there is, so it goes with any other scheduler that does
-            warmup = LinearLR(optimizer, start_factor=self.warmup_start, total_iters=self.warmup_steps)
-            schedulers.append({"scheduler": warmup, "interval": "step"})
-        return [optimizer], schedulers
+        scale_learning_rate(optimizer, self._trainer, self.base_batch_size)
+        return [optimizer], schedulers(self, optimizer)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's is a class method of its own kind
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        hparams_file: None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """The detector that a checkpoint describes, with its weights.
+
+        A checkpoint is data: code that is pickled into it is refused, and it may name as its parts only modules of this package, or
+        such as are imported already. Lightning's own would import what it names.
+
+        Args:
+            checkpoint_path: the file.
+            map_location: where tensors go, as `torch.load` takes it; by default where they were, or the CPU if that is not there.
+            hparams_file: none; a checkpoint has its own.
+            strict: whether the weights are to be all of the detector's, and no others.
+            weights_only: True.
+            kwargs: arguments of the detector, which go before those that are saved.
+
+        Raises:
+            InputError: not a checkpoint, or one of another detector; or Lightning's way was asked for.
+        """
+        from lit_detect.checkpoints import detector_of  # which needs this class
+
+        if hparams_file is not None or weights_only is False:
+            raise InputError("Expected no hparams_file, and weights_only as True: a detector's checkpoint is plain data, and complete.")
+        path = Path(checkpoint_path) if isinstance(checkpoint_path, str) else checkpoint_path
+        return detector_of(cls, path, map_location, strict, **kwargs)
 
     def predict(self, images: Any, **arguments: Any) -> list[dict[str, Tensor]]:
         """Detections on images, a folder or a video: see `lit_detect.predict.predict`, which has the arguments."""
@@ -310,11 +330,3 @@ class Detector(LightningModule):
 def remember_weights(detector: Detector, incompatible: Any) -> None:
     """A detector that was given weights, by a checkpoint or by hand, is not to start from the backbone's."""
     detector._weights_are_loaded = True
-
-
-def without_crowd(target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A target's boxes that are to be learnt: all but those that stand for a crowd."""
-    if "iscrowd" not in target:
-        return target
-    keep = target["iscrowd"] == 0
-    return {name: value[keep] if value.ndim else value for name, value in target.items()}

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from lit_detect.errors import InputError
 
-__all__ = ["class_at", "class_path", "constructor_arguments", "plain"]
+__all__ = ["built", "class_at", "class_path", "constructor_arguments", "known_class", "made", "plain"]
+
+Kind = TypeVar("Kind")
 
 
 def class_path(cls: type) -> str:
@@ -20,7 +24,7 @@ def class_path(cls: type) -> str:
 
 
 def class_at(path: str) -> Any:
-    """The class at a path, and for a name alone that of `lit_detect`.
+    """The class at a path, which is imported, and for a name alone that of `lit_detect`: for configs. See `known_class`.
 
     Raises:
         InputError: nothing is there.
@@ -67,3 +71,51 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise InputError(f"Expected numbers, text, lists and dicts as a detector's arguments, which a checkpoint can hold, but got {value!r}.")
+
+
+def known_class(path: object, kind: type[Kind]) -> type[Kind]:
+    """The class that a checkpoint names: one of this package, or of a module that is imported already.
+
+    A checkpoint is data, so it chooses neither what is imported, since to import is to run, nor what but a `kind` is built.
+
+    Raises:
+        InputError: not the path of such a class.
+    """
+    module, _, name = str(path).rpartition(".")
+    if module.partition(".")[0] == "lit_detect":
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    if not (isinstance(found, type) and issubclass(found, kind)):
+        raise InputError(
+            f"Expected the class of a {kind.__name__} that this program knows but the checkpoint names {path!r}. If it is yours, import "
+            f"{module or 'its module'} before; what a checkpoint names is not imported."
+        )
+    return found
+
+
+def built(value: Any) -> Any:
+    """What `plain` described: modules are made of their ``class_path`` and ``init_args``, and nothing else is called.
+
+    Raises:
+        InputError: a class that is not known, or no module, or arguments that it does not take.
+    """
+    if isinstance(value, dict) and "class_path" in value:
+        return made(known_class(value["class_path"], nn.Module), built(value.get("init_args", {})))
+    if isinstance(value, list | tuple):
+        return [built(item) for item in value]
+    if isinstance(value, dict):
+        return {name: built(item) for name, item in value.items()}
+    return value
+
+
+def made(cls: type[Kind], arguments: Any) -> Kind:
+    """An object of a class, by the names of its arguments.
+
+    Raises:
+        InputError: arguments that it does not take.
+    """
+    try:
+        return cls(**arguments)
+    except (TypeError, ValueError, AttributeError) as error:  # such as text where a module is expected
+        raise InputError(f"Expected arguments of {cls.__name__} in the checkpoint but: {error}.") from error

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 
 import lit_detect
@@ -21,13 +22,26 @@ from lit_detect.data.presets import RESIZING_PRESETS
 from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
 from lit_detect.faults import NonFinite
+from lit_detect.loggers import log_config, with_csv_file
 from lit_detect.pictures import DetectionPictures
 from lit_detect.predictions import PredictionWriter
+from lit_detect.ranks import refuse_sharding
 from lit_detect.saving import RunCheckpoint, WholeFiles
 from lit_detect.tiles import Tiles
 from lit_detect.watch import RankWatch
 
 __all__ = ["DetectionCLI", "read_config"]
+
+NEEDED = {"TensorBoardLogger": "tensorboard", "WandbLogger": "wandb", "MLFlowLogger": "mlflow"}  # by Lightning's loggers
+
+
+class SaveConfig(SaveConfigCallback):
+    """Save the config in the run's folder, and give it to the loggers."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        text = self.parser.dump(self.config, skip_none=False)
+        for logger in trainer.loggers:
+            log_config(logger, text)
 
 
 class DetectionCLI(LightningCLI):
@@ -38,6 +52,7 @@ class DetectionCLI(LightningCLI):
             Detector,
             DetectionDataModule,
             subclass_mode_model=True,
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"callbacks": [ResultsTable(), TrainingTime(), RankWatch()]},
             auto_configure_optimizers=False,
@@ -72,7 +87,10 @@ class DetectionCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settings that depend on other settings."""
         config = self.config[self.subcommand]
+        strategy = config.trainer.strategy  # before the trainer, which gives a traceback where there is no GPU
+        refuse_sharding(str(strategy.get("class_path") if isinstance(strategy, Namespace) else strategy))
         follow_the_model(config)
+        place_loggers(config.trainer)
         if config.get("weights_only") is None:
             config.weights_only = True  # a checkpoint is data: code pickled into one is refused
         for name in ("verbose", "return_predictions"):  # our callbacks print the results, and write what is predicted
@@ -91,7 +109,9 @@ class DetectionCLI(LightningCLI):
                 config.checkpoint.dirpath = str(Path(path).parent)  # a resumed run goes on choosing among its checkpoints
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        """A trainer that writes whole checkpoints, and metrics to a CSV file: Lightning would take TensorBoard where that is installed."""
+        settings = self.config_init[self.subcommand].trainer
+        trainer = super().instantiate_trainer(logger=with_csv_file(settings.logger, settings.default_root_dir or "."), **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # and not one that the user chose
             trainer.strategy.checkpoint_io = WholeFiles()
         return trainer
@@ -115,6 +135,24 @@ def link_classes(parser: LightningArgumentParser) -> None:
         parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
 
+def place_loggers(trainer: Namespace) -> None:
+    """Loggers that would write in the current folder go where the run does.
+
+    Raises:
+        InputError: what a logger needs is not installed.
+    """
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    for logger in loggers:
+        if not isinstance(logger, Namespace):
+            continue
+        name = logger.class_path.rpartition(".")[2]
+        package = NEEDED.get(name)
+        if package and not find_spec(package):
+            raise InputError(f"Expected {package} for {name} but it is not installed: pip install 'lit_detect[{package}]'.")
+        if logger.get("init_args.save_dir") == "." and trainer.default_root_dir:
+            logger.init_args.save_dir = str(trainer.default_root_dir)
+
+
 def last_of_runs(config: Namespace) -> str | None:
     """The last checkpoint that was saved by any run of this config; none, and a line that says so, where there is none."""
     folders = [config.checkpoint.dirpath] if config.checkpoint.dirpath else checkpoint_folders(config.trainer)
@@ -127,14 +165,14 @@ def last_of_runs(config: Namespace) -> str | None:
 
 
 def checkpoint_folders(trainer: Namespace) -> list[str]:
-    """Where runs leave their checkpoints, as patterns: below the first logger's folder, or where there is none in the trainer's."""
+    """Where runs leave their checkpoints, as patterns: below the CSV file's folder (see `with_csv_file`), or without it the trainer's."""
     root = trainer.default_root_dir or os.getcwd()
-    logger = trainer.logger[0] if isinstance(trainer.logger, list) and trainer.logger else trainer.logger
-    if logger is False or logger == []:
+    if trainer.logger is False or trainer.logger == []:
         return [os.path.join(root, "checkpoints")]
-    arguments = logger.get("init_args", {}) if isinstance(logger, Namespace | dict) else {}
-    name = arguments.get("project") or arguments.get("name", "lightning_logs")
-    return [os.path.join(arguments.get("save_dir") or root, name or "", "*", "checkpoints")]
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    by_name = {logger.class_path.rpartition(".")[2]: logger.get("init_args", {}) for logger in loggers if isinstance(logger, Namespace)}
+    arguments = by_name.get("CSVLogger") or by_name.get("TensorBoardLogger") or {}
+    return [os.path.join(arguments.get("save_dir") or root, arguments.get("name", "lightning_logs") or "", "*", "checkpoints")]
 
 
 def follow_the_model(config: Namespace) -> None:

@@ -88,6 +88,23 @@ class IoULoss(BoxLoss):
 Places = tuple[Tensor, Tensor]  # the image and the anchor of each, (P,) both
 
 
+def mean_over_ranks(count: Tensor) -> Tensor:
+    """What losses are divided by that a batch's count divides: its mean over the processes that train together, at least 1 of all.
+
+    Processes average their gradients. With this, those are the gradients of all their images as one batch, wherever the objects are;
+    divided by its own count, a process with few objects would give each of them more weight (mmdetection's FCOS does likewise by
+    `reduce_mean`; torchvision's detectors divide by their own counts). Only with gradients, since every process has to take part.
+
+    Args:
+        count: of this process's images, a scalar.
+    """
+    if not (torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return count.clamp(min=1)
+    total = count.clone()
+    torch.distributed.all_reduce(total)
+    return total.clamp(min=1) / torch.distributed.get_world_size()
+
+
 def positives(labels: Tensor) -> Places:
     """Where labels ``(N, A)`` are positive, image by image. A GPU is waited for here, and need not be again to index by these."""
     image, anchor = (labels > 0).nonzero(as_tuple=True)
@@ -141,7 +158,7 @@ class HardNegativeMining(Criterion):
     """The MultiBox loss: SSD, section 2.2, "Training objective" and "Hard negative mining".
 
     Cross-entropy over the positives and over the negatives that cost most, plus the box loss of the positives, both divided by the
-    number of positives in the batch.
+    number of positives in the batch, over all processes: see `mean_over_ranks`.
 
     Args:
         ratio: negatives for each positive of an image.
@@ -160,7 +177,7 @@ class HardNegativeMining(Criterion):
         class_loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1, reduction="none").view_as(labels)
         chosen = positive | self.hardest(class_loss.detach(), labels)
         box_loss = self.positive_box_losses(deltas, anchors, positives(labels), boxes)
-        count = positive.sum().clamp(min=1)
+        count = mean_over_ranks(positive.sum())
         return {"class_loss": (class_loss * chosen).sum() / count, "box_loss": box_loss.sum() / count}
 
     def hardest(self, loss: Tensor, labels: Tensor) -> Tensor:

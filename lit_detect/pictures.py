@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.states import TrainerFn
 from PIL import Image
 
 from lit_detect.callbacks import run_folder
 from lit_detect.errors import InputError
+from lit_detect.loggers import log_picture
 from lit_detect.visualize import FALSE, MISSED, TRUE, draw_against_targets, montage, with_caption
 
-__all__ = ["DetectionPictures", "log_picture"]
+__all__ = ["DetectionPictures"]
 
 
 class DetectionPictures(Callback):
@@ -90,23 +89,3 @@ def write(picture: Image.Image, path: Path) -> None:
     """Write a picture, and its folder if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
-
-
-def log_picture(logger: Logger, name: str, picture: Image.Image, step: int) -> None:
-    """Show a picture in a logger that takes images: Weights & Biases, TensorBoard, MLflow or Comet; others go without.
-
-    Args:
-        logger: one of Lightning's, or another with the methods of one.
-        name: what it is called there.
-        picture: what is shown.
-        step: the trainer's.
-    """
-    experiment: Any = getattr(logger, "experiment", None)
-    if hasattr(logger, "log_image"):  # Weights & Biases
-        logger.log_image(name, [picture], step=step)
-    elif hasattr(experiment, "add_image"):  # TensorBoard
-        experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
-    elif hasattr(experiment, "log_image") and hasattr(logger, "run_id"):  # MLflow
-        experiment.log_image(logger.run_id, picture, key=name, step=step)
-    elif hasattr(experiment, "log_image"):  # Comet
-        experiment.log_image(picture, name=name, step=step)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lit_detect.data.dataset import Concatenation, DetectionDataset, Target, nothing_to_find
-from lit_detect.data.feed import Feed, collate, one_thread
+from lit_detect.data.feed import Feed, collate
 from lit_detect.data.folder import to_predict
+from lit_detect.data.workers import start_worker
 from lit_detect.errors import InputError
 from lit_detect.tiles import Tiled
 
@@ -62,7 +63,7 @@ def predict(
     """
     dataset = Concatenation([to_dataset(images)])  # which numbers the images: a data set's own ids may be any
     feed = Feed(dataset, skip_unreadable=skip_unreadable)
-    loader = DataLoader(feed, batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=one_thread)
+    loader = DataLoader(feed, batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=start_worker)
     network = detector.network if tile is None else Tiled(detector.network, tile, overlap, whole, batch_size)
     device = detector.device
     least = thresholds(detector.classes, score_threshold, 0.0, classes).to(device)

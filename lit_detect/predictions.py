@@ -30,6 +30,7 @@ from lit_detect.visualize import draw_detections
 
 __all__ = ["PredictionFiles", "PredictionWriter", "write_predictions"]
 
+LONGEST = 255  # bytes of a file's name
 Output = Literal["json", "csv", "yolo", "images"]
 COLUMNS = ("image_id", "file_name", "category_id", "category_name", "x", "y", "width", "height", "score")
 
@@ -39,7 +40,8 @@ class PredictionWriter(Callback):
 
     - ``json``: ``predictions.json`` in COCO's results format: ``image_id``, ``category_id``, ``bbox`` (x, y, width, height in pixels) and
       ``score``, and also ``category_name`` and ``file_name``. Images are numbered from 0 in the order of their paths, frames in time.
-    - ``csv``: the same as a table, ``predictions.csv``.
+    - ``csv``: the same as a table, ``predictions.csv``. A name that spreadsheets would take for a formula (``=``, ``+``, ``-``, ``@``) has
+      ``'`` in front there.
     - ``yolo``: in ``labels`` a text file for each image or frame, with a row ``class x y width height score`` for each detection: classes
       from 0, the centre of the box, in widths and heights of the image. Without detections the file is empty.
     - ``images``: in ``images`` the images with boxes drawn on them; of a video a video, without sound.
@@ -74,12 +76,12 @@ class PredictionWriter(Callback):
         self.files = PredictionFiles(folder, pl_module, data.dataset("predict"), self.outputs, self.score_threshold, self.classes)
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any) -> None:
-        assert self.files is not None  # made at the start
+        assert self.files is not None  # noqa: S101  # for types: made at the start
         for image, found, target in zip(batch[0], outputs, batch[1], strict=True):
             self.files.add(int(target["image_id"]), image, found)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self.files is not None
+        assert self.files is not None  # noqa: S101  # likewise
         found = dict(gathered(list(self.files.found.items())))
         if trainer.is_global_zero:
             self.files.finish(found)
@@ -204,7 +206,17 @@ def write_csv(path: Path, results: Sequence[dict[str, Any]]) -> None:
         table.writeheader()
         for result in results:
             box = dict(zip(("x", "y", "width", "height"), result["bbox"], strict=True))
-            table.writerow({name: value for name, value in {**result, **box}.items() if name != "bbox"})
+            texts = {name: no_formula(result[name]) for name in ("file_name", "category_name")}
+            table.writerow({name: value for name, value in {**result, **texts, **box}.items() if name != "bbox"})
+
+
+def no_formula(name: str) -> str:
+    """A name as a spreadsheet shows it, and does not calculate it.
+
+    >>> no_formula("a.jpg"), no_formula("=1+2.jpg")
+    ('a.jpg', "'=1+2.jpg")
+    """
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def yolo_rows(found: dict[str, Tensor], height: int, width: int) -> str:
@@ -231,15 +243,17 @@ def picture_name(name: str) -> str:
 
 
 def check_names(names: Sequence[str], outputs: Sequence[Output]) -> None:
-    """Refuse images that would have one file.
+    """Refuse images that would have one file, or one with too long a name, before the network looks at them.
 
     Raises:
-        InputError: two images of one name, or for ``yolo`` of names that differ in their suffix alone.
+        InputError: two images of one name, or for ``yolo`` of names that differ in their suffix alone; or a name of 252 bytes or more.
     """
     for output, file_of in (("yolo", yolo_name), ("images", picture_name)):
         seen: dict[str, str] = {}
         for name in names if output in outputs else ():
             file = file_of(name)
+            if len(os.fsencode(os.path.basename(file))) > LONGEST:
+                raise InputError(f"Expected names of images that leave room for a suffix but got {name} for {output}.")
             if file in seen:
                 raise InputError(f"Expected images that have files of their own for {output} but {seen[file]} and {name} both have {file}.")
             seen[file] = name

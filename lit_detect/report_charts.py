@@ -88,7 +88,7 @@ class Frame:
 
     def markup(self) -> Markup:
         """The SVG."""
-        return Markup(tostring(self.svg, encoding="unicode"))  # ElementTree has escaped what it was given
+        return Markup(tostring(self.svg, encoding="unicode"))  # noqa: S704  # ElementTree has escaped what it was given
 
 
 def scale(values: tuple[float, float], first: float, last: float) -> Callable[[float], float]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lit_detect.analysis import average_precision, best_f1
 from lit_detect.error_types import error_costs
+from lit_detect.errors import printable
 from lit_detect.matches import column, match_detections
 from lit_detect.metrics import xywh
 
@@ -93,7 +94,7 @@ def results_tables(found: Mapping[str, Any], stage: str) -> Group:
     for number, (name, one) in enumerate(by_class):
         if number < half or number >= len(by_class) - half:
             row = (f"{one[key]:.3f}" if key in one else "" for key in shown)
-            classes.add_row(escape(name), str(one["targets"]), *row, end_section=many and number == half - 1)
+            classes.add_row(escape(printable(name)), str(one["targets"]), *row, end_section=many and number == half - 1)
     errors = table("", "number", "AP50")
     for name, error in found["errors"].items():
         errors.add_row(name, str(error["count"]), f"{error['cost']:+.3f}")

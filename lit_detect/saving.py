@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.cloud_io import _is_local_file_protocol
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_detect.errors import InputError, Stopped
@@ -131,7 +132,6 @@ class RunCheckpoint(ModelCheckpoint):
         checkpoint["stopped_early"] = trainer.should_stop and any(
             callback.stopped_epoch == trainer.current_epoch for callback in trainer.early_stopping_callbacks
         )
-        checkpoint["averaged_constants"] = {name: value.cpu().clone() for name, value in averaged_constants(trainer).items()}
         if self._validation_is_due:  # as one that has begun and has nothing done, which Lightning runs when it goes on
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             progress["total"] |= dict.fromkeys(("ready", "started"), progress["total"]["processed"] + 1)
@@ -142,14 +142,20 @@ class RunCheckpoint(ModelCheckpoint):
             return
         self._metrics = checkpoint.get("metrics", {})
         trainer.should_stop = checkpoint.get("stopped_early", False)
-        constants = averaged_constants(trainer)
-        for name, value in checkpoint.get("averaged_constants", {}).items():
-            if name in constants:
-                constants[name].copy_(value)
+        self._count_anew(trainer, checkpoint)
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         if progress["current"]["started"] == progress["current"]["processed"]:  # saved at the end of an epoch, which is over then
             for counts in progress.values():
                 counts["completed"] = counts["processed"]
+
+    def _count_anew(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+        """Count the batches of the epoch in batches of now, where their size or the number of ranks was another one."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        taken = checkpoint.get(type(data).__qualname__, {}).get("taken")
+        if taken:
+            batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+            more = math.ceil(taken / (data.batch_size * trainer.world_size)) - batches["processed"]
+            batches |= {name: count + more for name, count in batches.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """The best checkpoints so far, which may be found by another path than before: a link, a folder that was moved."""
@@ -200,15 +206,4 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _stop(self, trainer: Trainer) -> None:
-        raise Stopped(f"SIGTERM at step {trainer.global_step}: saved as {self.last_model_path or self.best_model_path}.")
-
-
-def averaged_constants(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Buffers of averaged weights that no state dict has, such as anchors: constants, but for the last bits lost in averaging them."""
-    found: dict[str, torch.Tensor] = {}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
-            module = callback._average_model.module
-            kept = module.state_dict().keys()
-            found |= {name: value for name, value in module.named_buffers() if name not in kept}
-    return found
+        self._sigterm.stop(trainer, self.last_model_path or self.best_model_path)

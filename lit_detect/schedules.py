@@ -1,14 +1,20 @@
-"""Learning-rate schedules that torch's schedulers alone do not give."""
+"""Learning-rate schedules: those that a detector is given, as Lightning takes them, and what torch's and Lightning's do not give."""
+
+from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from lit_detect.errors import InputError
 
-__all__ = ["NEVER", "OneCycle", "step_plateaus"]
+if TYPE_CHECKING:
+    from lit_detect.detector import Detector
+
+__all__ = ["OneCycle", "schedulers", "step_plateaus"]
 
 NEVER = sys.maxsize  # the frequency of schedulers that Lightning is not to step
 
@@ -36,6 +42,30 @@ class OneCycle:
         """The scheduler for an optimizer and the number of its steps in the run."""
         peaks = [group["lr"] for group in optimizer.param_groups]
         return OneCycleLR(optimizer, max_lr=peaks, total_steps=total_steps, **vars(self))
+
+
+def schedulers(detector: Detector, optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The schedulers that a detector was asked for, as Lightning takes them.
+
+    Raises:
+        InputError: a `ReduceLROnPlateau` that waits for AP to fall, or a warm-up before `OneCycle`.
+    """
+    asked, found = detector.lr_scheduler, list[dict[str, Any]]()
+    if isinstance(asked, OneCycle):
+        if detector.warmup_steps:
+            raise InputError(f"Expected warmup_steps 0 with OneCycle, which warms up in its pct_start, but got {detector.warmup_steps}.")
+        found.append({"scheduler": asked(optimizer, int(detector.trainer.estimated_stepping_batches)), "interval": "step"})
+    elif asked is not None:
+        scheduler, monitor = asked(optimizer), detector.lr_monitor
+        if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "min" and "loss" not in monitor:
+            raise InputError(f"Expected ReduceLROnPlateau with mode: max for {monitor}, which grows, but got mode: min.")
+        frequency = NEVER if isinstance(scheduler, ReduceLROnPlateau) else 1  # see `step_plateaus`
+        found.append({"scheduler": scheduler, "interval": detector.lr_interval, "monitor": monitor, "frequency": frequency})
+    if detector.warmup_steps:
+        # LinearLR multiplies whatever rate there is, so it goes with any other scheduler that does
+        warmup = LinearLR(optimizer, start_factor=detector.warmup_start, total_iters=detector.warmup_steps)
+        found.append({"scheduler": warmup, "interval": "step"})
+    return found
 
 
 def step_plateaus(trainer: Trainer) -> None:

@@ -15,12 +15,13 @@ from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
+from lit_detect.boxes import without_crowd
 from lit_detect.checkpoints import load_checkpoint
 from lit_detect.data.feed import Feed
 from lit_detect.data.folder import ImageFolder
 from lit_detect.data.images import IMAGE_SUFFIXES, inside, read_header, read_image
-from lit_detect.detector import Detector, without_crowd
-from lit_detect.errors import InputError
+from lit_detect.detector import Detector
+from lit_detect.errors import InputError, printable
 from lit_detect.models.dense import DenseNetwork
 from lit_detect.models.inputs import FixedSize, Inputs, ShortestSide
 from lit_detect.models.two_stage import TwoStageNetwork
@@ -81,7 +82,7 @@ def visualize(
     number = 0
     for number, sheet in enumerate(islice(sheets, count), start=1):
         sheet.save(folder / f"{what_is_drawn}-{number:02d}.png")
-    print(f"{what_is_drawn} drawn: {number} pictures, {folder}/{what_is_drawn}-*.png{remark}")
+    print(printable(f"{what_is_drawn} drawn: {number} pictures, {folder}/{what_is_drawn}-*.png{remark}"))
 
 
 def draw_config(config: str, what: str, ckpt_path: str | None, epochs: int, proposals: int) -> Iterator[Image.Image]:
@@ -245,7 +246,7 @@ def read_predictions(file: Path) -> Found:
             by_image[str(entry["file_name"])].append(([x, y, x + width, y + height], str(entry["category_name"]), score))
     except OSError as error:
         raise InputError(f"Expected predictions but could not read {file}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(
             f"Expected {file} as predict writes it, entries with bbox, file_name, category_name and score, but got: {error!r}{where}."
         ) from error

@@ -64,3 +64,14 @@ def test_the_page_says_that_validation_data_differ():
     rows = [{**ROWS[0], "validation_images": 5, "validation_boxes": boxes, "name": name} for name, boxes in (("a", 7), ("b", 8))]
     report = {"rows": rows, "verdict": [], "pictures": [], "claims": [], "machine": MACHINE, "images": 7, "least_ap": 0.5}
     assert "**Validation data differ, so AP is not comparable** (a: 5 images with 7 boxes; b: 5 images with 8 boxes)." in markdown(report)
+
+
+def test_names_are_no_markup():
+    row = {"name": "<script>alert(1)</script>", "detector": "[a](javascript:alert(1))", "ap": 0.5, "latency_ms": 1.0}
+    rows = [row, {"name": "b", "error": "Expected <img src=x onerror=alert(2)>"}]
+    page = markdown(
+        {"rows": rows, "verdict": verdict(rows, 0.1, 9.0), "claims": [], "pictures": [], "machine": MACHINE, "images": 1, "least_ap": 0.1}
+    )
+    assert "&lt;script>alert(1)&lt;/script>" in page
+    assert "<" not in page
+    assert "[a]" not in page.replace("\\[", "")

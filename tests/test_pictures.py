@@ -11,7 +11,7 @@ import lit_detect.pictures
 from lit_detect import SSD, DetectionDataModule, DetectionPictures, InputError
 from lit_detect.data.coco import COCODetection
 from lit_detect.data.digits import write_digits
-from lit_detect.pictures import log_picture
+from lit_detect.loggers import log_picture
 from tests.conftest import TinyBackbone
 
 PICTURE = Image.new("RGB", (8, 4), "red")

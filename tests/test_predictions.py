@@ -33,8 +33,9 @@ from lit_detect.cli import CONFIGS, main
 from lit_detect.data.images import read_image
 from lit_detect.data.writers import Labelled, encode_image, write_coco
 from lit_detect.data.yolo import corners, label_name
+from lit_detect.predict import Pixels
 from lit_detect.visualize import colour
-from tests.conftest import write_video
+from tests.conftest import TinyBackbone, write_video
 from tests.test_tiles import Drawn, drawing
 
 CLASSES, CATEGORY_IDS = ["cat", "dog"], [3, 90]
@@ -378,3 +379,43 @@ def test_what_the_user_can_mend(real):
         with pytest.raises(SystemExit) as exit:
             real(*args)
         assert exit.value.code.startswith(f"lit-detect: error: {message}")
+
+
+def test_a_table_has_no_formulas(tmp_path):
+    names = ["=HYPERLINK(1).png", "+1.png", "-1.png", "@a.png", "a=1.png"]
+    for name in names:
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    detector = SSD(["=1+2", "b"], size=96, backbone=TinyBackbone(), scales="linear", extra_channels=[16])
+    found = {"boxes": torch.tensor([[1.0, 2, 11, 12]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.5])}
+    write_predictions(detector, str(tmp_path), [found] * 5, tmp_path / "out", outputs=["json", "csv"])
+    rows = list(csv.DictReader((tmp_path / "out" / "predictions.csv").open()))
+    assert sorted(row["file_name"] for row in rows) == sorted(["'=HYPERLINK(1).png", "'+1.png", "'-1.png", "'@a.png", "a=1.png"])
+    assert {row["category_name"] for row in rows} == {"'=1+2"}
+    assert {one["file_name"] for one in json.loads((tmp_path / "out" / "predictions.json").read_text())} == set(names)
+
+
+def test_a_name_without_room_for_a_suffix_is_refused_before_anything_is_done(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(tmp_path / f"{'a' * 251}.png")
+    detector = SSD(["a", "b"], size=96, backbone=TinyBackbone(), scales="linear", extra_channels=[16])
+    with pytest.raises(InputError, match="leave room for a suffix"):
+        write_predictions(detector, str(tmp_path), [{}], tmp_path / "out", outputs=["images"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "link/out"])
+@pytest.mark.parametrize("output", ["images", "yolo"])
+def test_nothing_is_written_out_of_the_folder(tmp_path, name, output):
+    class Named(Pixels):
+        def file_name(self, index):
+            return name.replace("/out", f"{tmp_path}/out") if name == "/out" else name
+
+    target = tmp_path / "out" / {"images": "images", "yolo": "labels"}[output]
+    target.mkdir(parents=True)
+    (target / "link").symlink_to(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    detector = SSD(["a", "b"], size=96, backbone=TinyBackbone(), scales="linear", extra_channels=[16])
+    found = {"boxes": torch.tensor([[1.0, 2, 11, 12]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.5])}
+    with pytest.raises(InputError, match="leads out of it"):
+        write_predictions(detector, Named([np.zeros((30, 40, 3), np.uint8)]), [found], tmp_path / "out", outputs=[output])
+    assert sorted(tmp_path.rglob("*")) == before

@@ -156,3 +156,22 @@ def test_the_networks_own_image_is_drawn(voc_root):
     (_, fed), (_, seen) = draw_data(plain, 4, None, CLASSES, 1)[0], draw_data(plain, 4, inputs, CLASSES, 1)[0]
     assert (fed.size, seen.size) == ((427, 320), (320, 320))  # the image without boxes, before and after the network's resizing
     assert abs(np.asarray(fed).mean() - np.asarray(seen).mean()) < 1
+
+
+def test_predictions_that_are_nested_without_end_are_refused(tmp_path):
+    (tmp_path / "a.json").write_text("[" * 200_000 + "]" * 200_000)
+    with pytest.raises(SystemExit, match=r"a\.json as predict writes it"):
+        main(["visualize", f"--predictions={tmp_path / 'a.json'}", f"--images={tmp_path}"])
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hosts", "link.png", "a/../../secret.png", "a\0.png", "a" * 5000 + ".png"])
+def test_predictions_do_not_lead_out_of_the_folder(tmp_path, name):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for place in ("secret.png", "images/inside.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / place)
+    (tmp_path / "images" / "link.png").symlink_to(tmp_path / "secret.png")
+    name = name.replace("/etc/hosts", str(tmp_path / "secret.png"))
+    (tmp_path / "a.json").write_text(json.dumps([{"file_name": name, "category_name": "b", "bbox": [1, 1, 5, 5], "score": 0.9}]))
+    with pytest.raises(SystemExit, match="Expected"):
+        main(["visualize", f"--predictions={tmp_path / 'a.json'}", f"--images={tmp_path / 'images'}", f"--out={tmp_path / 'out'}"])
+    assert not list((tmp_path / "out").iterdir())

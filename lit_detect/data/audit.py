@@ -43,7 +43,7 @@ from lit_detect.data.faults import MENDED, WRONG, Fault
 from lit_detect.data.images import ImageFile
 from lit_detect.data.splits import open_splits
 from lit_detect.data.yolo import read_yaml
-from lit_detect.errors import InputError
+from lit_detect.errors import InputError, printable
 
 __all__ = ["SIZES", "THRESHOLDS", "audit"]
 
@@ -106,7 +106,7 @@ def read_splits(datasets: dict[str, DetectionDataset], progress: Progress) -> tu
     for name, dataset in datasets.items():
         split = SplitContents(name)
         for part in parts_of(dataset):
-            task = progress.add_task(f"annotations of {name}", total=None)
+            task = progress.add_task(printable(f"annotations of {name}"), total=None)
             split.add(part, classes, lambda numbers, task=task: progress.track(numbers, task_id=task))  # type: ignore[misc]
             progress.update(task, total=len(split.images), completed=len(split.images))
             if split.failed:

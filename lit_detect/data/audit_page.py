@@ -96,7 +96,8 @@ def draw_classes(axis: Axes, report: dict[str, Any]) -> None:
     without = sum(split["images_without_boxes"] for split in report["splits"].values())
     axis.set(title=f"boxes by class{more}", xlabel=f"boxes; images without any: {without}")
     if splits:
-        axis.legend(loc="lower right", fontsize=9)
+        for text in axis.legend(loc="lower right", fontsize=9).get_texts():
+            text.set_parse_math(False)
 
 
 def log_histogram(axis: Axes, values: np.ndarray, steps: int = 60) -> None:

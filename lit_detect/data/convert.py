@@ -13,13 +13,14 @@ from typing import Literal
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from lit_detect.data.dataset import DecodedImage, DetectionDataset
 from lit_detect.data.images import IMAGE_SUFFIXES, ImageFile
 from lit_detect.data.splits import open_splits
 from lit_detect.data.writers import Labelled, encode_image, voc_annotation, write_coco
-from lit_detect.errors import InputError
+from lit_detect.errors import InputError, printable
 
 __all__ = ["convert"]
 
@@ -63,8 +64,8 @@ def convert(data: str, format: Literal["voc", "coco"], out: str) -> None:
             shutil.rmtree(left)
         raise
     if lost := {name: count for name, count in writer.lost(splits).items() if count}:
-        log.warning("%s does not hold: %s.", folder, "; ".join(f"{count} {name}" for name, count in lost.items()))
-    print(f"converted: {folder} ({'; '.join(writer.counts)})")
+        log.warning(printable(f"{folder} does not hold: {'; '.join(f'{count} {name}' for name, count in lost.items())}."))
+    print(printable(f"converted: {folder} ({'; '.join(writer.counts)})"))
 
 
 class Writer(ABC):
@@ -91,7 +92,7 @@ class Writer(ABC):
     def write(self, split: str, dataset: DetectionDataset) -> None:
         """Write a split."""
         images = []
-        for index in track(range(len(dataset)), f"{split:12}", console=Console(stderr=True)):
+        for index in track(range(len(dataset)), escape(printable(f"{split:12}")), console=Console(stderr=True)):
             source, target = dataset.open(index)
             target = {"image_id": index, **target}
             name = safe(dataset.file_name(index))

@@ -11,9 +11,10 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lit_detect.data.dataset import Concatenation, DetectionDataset
-from lit_detect.data.feed import EpochSampler, Feed, collate, one_thread
+from lit_detect.data.feed import EpochSampler, Feed, collate
 from lit_detect.data.folder import to_predict
 from lit_detect.data.presets import preset
+from lit_detect.data.workers import start_worker
 from lit_detect.errors import InputError
 
 __all__ = ["DetectionDataModule"]
@@ -195,6 +196,6 @@ class DetectionDataModule(LightningDataModule):
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=one_thread,
+            worker_init_fn=start_worker,
             **arguments,
         )

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from typing import Literal, NamedTuple
 
-from lit_detect.errors import InputError
+from lit_detect.errors import InputError, printable
 
 __all__ = ["MENDED", "NOTES", "WRONG", "Fault", "Faults", "OnInvalid"]
 
@@ -106,7 +106,7 @@ class Faults(list[Fault]):
             from lightning.fabric.utilities.rank_zero import rank_zero_only  # not on top: it imports Lightning
 
             rank_zero_only(log.warning)(
-                "%s: %s", where, describe(mended + wrong, MENDED | {kind: f"{what} left out" for kind, what in WRONG.items()})
+                printable(f"{where}: {describe(mended + wrong, MENDED | {kind: f'{what} left out' for kind, what in WRONG.items()})}")
             )
 
 

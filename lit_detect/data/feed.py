@@ -22,7 +22,7 @@ from lit_detect.data.transforms import compose
 from lit_detect.data.windows import WindowTransform
 from lit_detect.errors import InputError, printable
 
-__all__ = ["EpochSampler", "Feed", "collate", "one_thread"]
+__all__ = ["EpochSampler", "Feed", "collate"]
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class Feed(Dataset[Sample]):
             source, fields = self._stitched([(source, fields), *others], rng)
         if self.augment is None:
             return source.read(), fields
-        self.augment.set_random_state(rng, random.Random(int(rng.integers(2**32))))
+        self.augment.set_random_state(rng, random.Random(int(rng.integers(2**32))))  # noqa: S311  # guards nothing
         boxes, reduction, drawn = fields["boxes"], 1, {}
         if self.window is not None:
             window = self.window.draw(source.height, source.width, boxes.astype(np.float64))
@@ -132,7 +132,7 @@ class Feed(Dataset[Sample]):
         entries = [
             {"image": image.read(), "bboxes": fields["boxes"], "kept": own} for (image, fields), own in zip(parts, numbers, strict=True)
         ]
-        self.stitch.set_random_state(rng, random.Random(int(rng.integers(2**32))))
+        self.stitch.set_random_state(rng, random.Random(int(rng.integers(2**32))))  # noqa: S311  # likewise
         out = self.stitch(**entries[0], mosaic_metadata=entries[1:])
         return DecodedImage(out["image"]), {**follow(together, out), "image_id": parts[0][1]["image_id"]}
 
@@ -291,8 +291,3 @@ def collate(samples: Sequence[Sample | None]) -> tuple[Tensor | list[Tensor], Ta
     images = [image for image, _ in read]
     same = len({image.shape for image in images}) == 1
     return (torch.stack(images) if same else images), TargetList(target for _, target in read)
-
-
-def one_thread(worker: int) -> None:
-    """A worker has one core: keep OpenCV from starting a thread for each."""
-    cv2.setNumThreads(0)

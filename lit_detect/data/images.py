@@ -35,7 +35,7 @@ class ImageHeader(NamedTuple):
         format: ``JPEG``, ``PNG``, ...
         mode: Pillow's: ``RGB``, ``L`` (grey), ``RGBA``, ``CMYK``, ...; with ``;16`` after it if a value has 16 bits, grey is then ``I;16``.
         orientation: EXIF's, 1 to 8; from 5 on it asks for a quarter turn. 1 for a TIFF, which is turned whenever it is read.
-        frames: more than 1 if it is animated.
+        frames: 2 if it is animated, whatever their number.
     """
 
     width: int
@@ -83,7 +83,7 @@ def read_header(path: Path) -> ImageHeader:
     try:
         with Image.open(path) as image:
             jpeg = image.format in ("JPEG", "MPO")  # of an MPO, which phones write, the first image is a JPEG
-            frames = 1 if jpeg else getattr(image, "n_frames", 1)
+            frames = 2 if not jpeg and getattr(image, "is_animated", False) else 1  # to count them is to read them all
             header = ImageHeader(*image.size, "JPEG" if jpeg else image.format or "", full_mode(image), orientation(image), frames)
     except OSError as error:
         raise InputError(f"Expected an image but could not read {path}: {error.strerror or 'not an image'}.") from error

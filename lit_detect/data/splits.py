@@ -50,7 +50,11 @@ def open_splits(data: str, on_invalid: OnInvalid = "drop") -> dict[str, Detectio
         return {split_of(path): COCODetection(str(images_of(path)), str(path), on_invalid)}
     if path.suffix not in (".yaml", ".yml"):
         raise InputError(f"Expected {LOOKED_FOR} but got {path}.")
-    return config_splits(path, on_invalid) if isinstance(read_yaml(path).get("data"), dict) else yolo_file_splits(path, on_invalid)
+    if not isinstance(read_yaml(path).get("data"), dict):
+        return yolo_file_splits(path, on_invalid)
+    if path.stem == "data":  # which comes with other people's images; a config is a program, and no one's to be run by mistake
+        raise InputError(f"Expected {path} as a YOLO data.yaml but it is a training's config, which is not run by this name: rename it.")
+    return config_splits(path, on_invalid)
 
 
 def voc_splits(root: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from lit_detect.data.dataset import DetectionDataset, Target, nothing_to_find
+from lit_detect.data.images import MOST_PIXELS
 from lit_detect.errors import InputError
 
 __all__ = ["VIDEO_SUFFIXES", "Video"]
@@ -45,6 +46,9 @@ class Video(DetectionDataset):
             raise InputError(
                 f"Expected a video but could not read {self.path}: {'not a video' if self.path.is_file() else 'no such file'}."
             )
+        width, height = (int(capture.get(side)) for side in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > MOST_PIXELS:
+            raise InputError(f"Expected frames of at most {MOST_PIXELS} pixels but {self.path} declares {width} x {height}.")
         return capture
 
     @cached_property

@@ -92,8 +92,9 @@ class VOCDetection(AnnotatedImages):
                 )
             ) from error
         names = [line.strip() for line in lines if line.strip()]
-        flag = re.compile(r"\s+(-1|0|1)$")  # VOC's sets of one class have one after each name; a name alone may end in one: frame 1
-        return [flag.sub("", name) for name in names] if all(map(flag.search, names)) else names
+        parts = [name.rsplit(maxsplit=1) for name in names]
+        # VOC's sets of one class have a flag after each name; a name alone may end in one: frame 1
+        return [name for name, _ in parts] if all(len(part) == 2 and part[1] in ("-1", "0", "1") for part in parts) else names
 
     temporary = ("annotations",)
 

@@ -14,12 +14,14 @@ from torchvision.models import get_model, get_model_weights, list_models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from lit_detect.errors import InputError
-from lit_detect.models.weights import load_backbone_weights
+from lit_detect.models.weights import load_backbone_weights, read_file
 
 __all__ = ["Backbone", "TimmBackbone", "TorchvisionBackbone"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# arguments of timm's builder that fetch or unpickle
+OF_WEIGHTS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 
 
 class Backbone(nn.Module, ABC):
@@ -205,6 +207,10 @@ class TimmBackbone(Backbone):
             from timm.layers.norm_act import BatchNormAct2d
         except ImportError as error:
             raise InputError(f"Expected timm for the network {self.name}: pip install 'lit_detect[timm]'.") from error
+        if ":" in self.name or (fetching := [name for name in OF_WEIGHTS if name in (self.arguments or {})]):
+            # a name with a scheme is a hub's or a folder's; and a checkpoint, which may be a stranger's, says how to build its backbone
+            got = self.name if ":" in self.name else ", ".join(fetching)
+            raise InputError(f"Expected the name of one of timm's own networks, and weights in weights, but got {got}.")
         chosen: dict[str, Any] = {} if self.indices is None else {"out_indices": self.indices}
         try:
             network = timm.create_model(self.name, features_only=True, **chosen, **dict(self.arguments or {}), **pretrained)
@@ -227,6 +233,8 @@ class TimmBackbone(Backbone):
     def load_weights(self) -> None:
         if self.weights is not None:
             file = {} if self.weights == "pretrained" else {"pretrained_cfg_overlay": {"file": self.weights}}
+            if file and not self.weights.endswith((".safetensors", ".npz")):
+                read_file(self.weights, "pretrained", f" as weights of {self.name}")  # stops at code, which timm 1.0.15 still runs
             self.body.load_state_dict(self._build(pretrained=True, **file).state_dict())
 
 

@@ -13,7 +13,7 @@ from lit_detect.boxes import Anchors, assign
 from lit_detect.detections import PostProcess
 from lit_detect.detector import Detector
 from lit_detect.losses import Criterion
-from lit_detect.models.inputs import FixedSize, Inputs, ShortestSide, Targets
+from lit_detect.models.inputs import Constants, FixedSize, Inputs, ShortestSide, Targets
 
 __all__ = ["DenseDetector", "DenseNetwork", "FixedAnchors", "MapAnchors", "class_layers"]
 
@@ -103,7 +103,7 @@ def class_layers(head: nn.Module) -> dict[str, nn.Conv2d]:
     return {name: layer for name, layer in head.named_modules() if any(layer is one for one in chosen)}  # type: ignore[misc]
 
 
-class FixedAnchors(nn.Module):
+class FixedAnchors(Constants):
     """The same anchors for every input: those of a detector with one input size.
 
     Args:
@@ -111,12 +111,11 @@ class FixedAnchors(nn.Module):
         per_map: how many of them each feature map has.
     """
 
-    boxes: Tensor
+    constants = ("boxes",)
 
     def __init__(self, boxes: Tensor, per_map: Sequence[int]) -> None:
         super().__init__()
-        self.register_buffer("boxes", boxes, persistent=False)
-        self.per_map = per_map
+        self.boxes, self.per_map = boxes, per_map
 
     def forward(self, images: Tensor, maps: Sequence[Tensor]) -> Anchors:
         return Anchors(self.boxes, per_map=self.per_map)

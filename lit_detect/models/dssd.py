@@ -104,10 +104,14 @@ class Deconvolution(nn.Module):
         super().__init__()
         missing = fine - 2 * (coarse - 1)  # the paper's 2x2 kernel doubles; odd maps need one cell more, or one less
         kernel, padding = (3, 1) if missing == 1 else (missing, 0)
+        norm = nn.BatchNorm2d(width)
+        # the product starts as the fine map alone: two random maps multiplied tell little, and from scratch take long to tell more
+        nn.init.zeros_(norm.weight)
+        nn.init.ones_(norm.bias)
         self.up = nn.Sequential(
             nn.ConvTranspose2d(coarse_channels, width, kernel, stride=2, padding=padding),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
+            norm,
         )
         self.lateral = nn.Sequential(
             Conv2dNormActivation(fine_channels, width, 3),
@@ -134,10 +138,12 @@ class ResidualBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
         super().__init__()
         middle = out_channels // 4
+        last = Conv2dNormActivation(middle, out_channels, 1, activation_layer=None)
+        nn.init.zeros_(last[1].weight)  # the block starts as the shortcut alone (Goyal et al. 2017, section 5.1)
         self.block = nn.Sequential(
             Conv2dNormActivation(in_channels, middle, 1),
             Conv2dNormActivation(middle, middle, kernel_size, stride, padding),
-            Conv2dNormActivation(middle, out_channels, 1, activation_layer=None),
+            last,
         )
         self.shortcut = Conv2dNormActivation(in_channels, out_channels, kernel_size, stride, padding, activation_layer=None)
 

@@ -15,7 +15,7 @@ from torchvision.models.detection.fcos import FCOSHead
 from lit_detect.boxes import Anchors
 from lit_detect.detections import PostProcess
 from lit_detect.errors import InputError
-from lit_detect.losses import BoxLoss, Criterion, FocalLoss, IoULoss, positives
+from lit_detect.losses import BoxLoss, Criterion, FocalLoss, IoULoss, mean_over_ranks, positives
 from lit_detect.models.backbones import Backbone, resnet50
 from lit_detect.models.dense import DenseDetector, DenseNetwork, MapAnchors
 from lit_detect.models.inputs import ShortestSide
@@ -86,7 +86,7 @@ class FCOS(DenseDetector):
 class FCOSLoss(FocalLoss):
     """Focal loss, an overlap loss for boxes, and binary cross-entropy for centerness: section 3.1 and equation 3.
 
-    All three are divided by the number of positives in the batch. Only for FCOS, whose offsets are distances.
+    All three are divided by the number of positives in the batch, over all processes. Only for FCOS, whose offsets are distances.
 
     Args:
         alpha: see `FocalLoss`.
@@ -109,7 +109,7 @@ class FCOSLoss(FocalLoss):
         if not isinstance(anchors, Points):
             raise InputError("Expected FCOS as the detector that FCOSLoss is given to, since centerness is of points.")
         positive = positives(labels)
-        count = (labels > 0).sum().clamp(min=1)
+        count = mean_over_ranks((labels > 0).sum())
         points, boxes = anchors[positive[1]], boxes[positive]
         losses = {
             "class_loss": self.class_loss(logits[..., :-1], labels),

@@ -1,7 +1,7 @@
 """From uint8 images of any size to the network's float input, on the device: nowhere else is normalised."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_detect.boxes import scale_boxes
 from lit_detect.errors import InputError
 
-__all__ = ["FixedSize", "Inputs", "ShortestSide"]
+__all__ = ["Constants", "FixedSize", "Inputs", "ShortestSide"]
 
 Targets = list[dict[str, Tensor]]
 
@@ -50,16 +50,25 @@ def with_boxes(images: Targets, boxes: Sequence[Tensor]) -> Targets:
     return [{**image, "boxes": own} for image, own in zip(images, boxes, strict=True)]
 
 
-class Normalize(nn.Module):
+class Constants(nn.Module):
+    """Tensors that go where the module goes and stay as they are. As buffers they would be averaged with the weights, and be rounded."""
+
+    constants: ClassVar[Sequence[str]]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:  # what moves a module's tensors
+        for name in self.constants:
+            setattr(self, name, fn(getattr(self, name)))
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+
+class Normalize(Constants):
     """uint8 RGB to normalised float32."""
 
-    mean: Tensor
-    std: Tensor
+    constants = ("mean", "std")
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1) * 255, persistent=False)
+        self.mean, self.std = (torch.tensor(values).view(1, -1, 1, 1) * 255 for values in (mean, std))
 
     def forward(self, images: Tensor) -> Tensor:
         return (images.float() - self.mean) / self.std

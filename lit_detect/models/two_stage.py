@@ -15,7 +15,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead, con
 
 from lit_detect.boxes import Anchors
 from lit_detect.detections import PostProcess
-from lit_detect.losses import BoxLoss
+from lit_detect.losses import BoxLoss, mean_over_ranks
 from lit_detect.models.backbones import Backbone
 from lit_detect.models.inputs import Inputs, ShortestSide, Targets
 from lit_detect.models.pyramid import check_anchor_sizes
@@ -129,7 +129,7 @@ class TwoStageNetwork(nn.Module, ABC):
         with torch.autocast(logits.device.type, enabled=False):
             losses = region_losses(logits, deltas, torch.cat(proposals), torch.cat(labels), torch.cat(boxes), self.box_loss)
             losses = losses[self.sampling.learnt(losses.detach().sum(dim=1), proposals)]
-            class_loss, box_loss = losses.sum(dim=0) / max(len(losses), 1)
+            class_loss, box_loss = losses.sum(dim=0) / mean_over_ranks(losses.new_full((), len(losses)))
         return {"class_loss": class_loss, "box_loss": box_loss}
 
     def detect(self, inputs: Inputs, proposals: list[Tensor], logits: Tensor, deltas: Tensor) -> Targets:

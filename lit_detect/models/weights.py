@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import pickle
+import re
 import urllib.parse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -18,9 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models import get_model_weights, get_weight
 from torchvision.models._meta import _COCO_CATEGORIES
 
-from lit_detect.errors import InputError
+from lit_detect.errors import InputError, printable
 
-__all__ = ["load_backbone_weights", "local_file", "read_file", "start_from"]
+__all__ = ["load_backbone_weights", "local_file", "read_file", "read_plain", "start_from"]
 
 # torchvision sets these models' norms to eps 0 after it has loaded these weights
 WITHOUT_EPS = ("FasterRCNN_ResNet50_FPN_Weights.COCO_V1", "RetinaNet_ResNet50_FPN_Weights.COCO_V1")
@@ -65,13 +65,32 @@ def read_file(source: str, expected: str, purpose: str = "") -> dict[str, Any]:
     Raises:
         InputError: not a file, or not one of plain data; a fetch failed.
     """
-    path = local_file(source, expected, purpose)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # which torchvision's training script puts into checkpoints
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise InputError(f"Expected weights as plain data but {source} is damaged or holds code, which is not run.") from error
+    with torch.serialization.safe_globals([argparse.Namespace]):  # which torchvision's training script puts into checkpoints
+        content = read_plain(local_file(source, expected, purpose), f"weights as plain data but {source}")
+    if not isinstance(content, dict):
+        raise InputError(f"Expected weights by name in {source} but got {type(content).__name__}.")
     return content
+
+
+def read_plain(source: Path | IO[bytes], expected: str, map_location: Any = "cpu") -> Any:
+    """What `torch.save` wrote: the one place where weights and checkpoints are unpickled. Code is refused, and never run.
+
+    Args:
+        source: the file.
+        expected: the beginning of the message: what was expected, and what the file is called.
+        map_location: where tensors go, as `torch.load` takes it.
+
+    Raises:
+        InputError: a file that cannot be read, is damaged, or holds anything else than plain data and tensors.
+    """
+    try:
+        return torch.load(source, map_location=map_location, weights_only=True)
+    except PermissionError as error:
+        raise InputError(f"Expected {expected} could not be read: {error.strerror}.") from error
+    except Exception as error:  # on a damaged file torch.load raises anything, from OSError to KeyError
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        named = f" ({code[1]})" if code else ""
+        raise InputError(f"Expected {expected} is damaged or holds code{named}, which is not run.") from error
 
 
 def local_file(source: str, expected: str, purpose: str = "") -> Path:
@@ -138,7 +157,7 @@ def start_from(network: nn.Module, source: str, classes: Sequence[str], class_ou
     without_place = Counter(".".join(name.split(".")[:2]) for name in set(state) - set(own))
     for verb, parts in (("took", taken), ("did not take", left), ("has no place for", without_place)):
         for part, count in parts.items():
-            rank_zero_info(f"init_from {source}: {verb} {part} (tensors: {count})")
+            rank_zero_info(printable(f"init_from {source}: {verb} {part} (tensors: {count})"))
 
 
 def read_detector(source: str) -> tuple[dict[str, Tensor], list[str] | None]:

@@ -144,3 +144,15 @@ def test_real_data(shared):
     assert list(open_splits(str(shared / "data/voc_mini/VOCdevkit/VOC2012"))) == ["train", "val"]
     with pytest.raises(InputError, match=r"give one of them: .*VOC2012"):
         open_splits(str(shared / "data/voc_mini"))
+
+
+@pytest.mark.parametrize("name", ["data.yaml", "data.yml"])
+def test_a_data_yaml_is_not_run_as_a_config(tmp_path, name):
+    """Beside other people's images lies a file of theirs, and what it names would be imported and called."""
+    split = {"class_path": "os.mkdir", "init_args": {"path": str(tmp_path / "marker")}}
+    (tmp_path / name).write_text(yaml.safe_dump({"data": {"train": split}, "names": ["cat"], "train": "images"}))
+    with pytest.raises(InputError, match=f"{name} as a YOLO data.yaml but it is a training's config"):
+        open_splits(str(tmp_path / name))
+    (tmp_path / name).rename(tmp_path / "cells.yaml")  # a folder is looked for data alone, whatever the file is called
+    assert isinstance(open_splits(str(tmp_path))["train"], YOLODetection)
+    assert not (tmp_path / "marker").exists()

@@ -55,3 +55,20 @@ def test_the_suffix_tells_a_video(tmp_path):
     assert isinstance(to_predict("a.MP4"), Video)
     assert isinstance(to_predict(str(tmp_path / "odd.mp4")), ImageFolder)
     assert isinstance(to_predict("a.jpg"), ImageFolder)
+
+
+def test_frames_of_absurd_size_are_refused(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "clip.mp4", [np.zeros((48, 64, 3), np.uint8)] * 2)
+    monkeypatch.setattr("lit_detect.data.video.MOST_PIXELS", 48 * 64 - 1)
+    with pytest.raises(InputError, match=r"at most 3071 pixels but .*clip\.mp4 declares 64 x 48"):
+        len(Video(str(path)))
+
+
+@pytest.mark.parametrize(
+    "playlist", ["#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1.0,\n{}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile {}\n"]
+)
+def test_a_playlist_does_not_lead_to_other_files(tmp_path, playlist):
+    secret = write_video(tmp_path / "secret.mp4", [np.zeros((48, 64, 3), np.uint8)] * 2)
+    (tmp_path / "a.mp4").write_text(playlist.format(secret))
+    with pytest.raises(InputError, match="not a video"):
+        len(Video(str(tmp_path / "a.mp4")))

@@ -128,3 +128,28 @@ def test_the_counts_of_real_data_sets(shared, caplog):
     bccd = [VOCDetection(str(shared / "data/bccd/BCCD"), name) for name in ("trainval", "test")]
     assert bccd[0].classes == bccd[1].classes == ["Platelets", "RBC", "WBC"]
     assert sum(len(target["labels"]) for part in bccd for target in part.targets) == 4888 - 2  # two of no area
+
+
+def test_a_line_of_spaces_is_read_at_once(voc_root):
+    """By an expression that looks for a flag after each space it would take hours."""
+    path = voc_root / "ImageSets" / "Main" / "odd.txt"
+    path.write_text("image0 1\nimage1" + " " * 1_000_000 + "b\n")
+    assert VOCDetection(str(voc_root), "odd").ids == ["image0 1", "image1" + " " * 1_000_000 + "b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '<!DOCTYPE a [<!ENTITY b "c"><!ENTITY d "&b;&b;">]><annotation><object><name>&d;</name></object></annotation>',
+            "EntitiesForbidden",
+        ),
+        ('<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hosts">]><annotation><object><name>&b;</name></object></annotation>', "Forbidden"),
+        ('<!DOCTYPE a [<!ENTITY % b SYSTEM "file:///etc/hosts"> %b;]><annotation/>', "Forbidden"),
+        ('<?xml version="1.0" encoding="utf-7"?><annotation/>', "encodings"),
+    ],
+)
+def test_xml_that_would_grow_or_fetch_is_refused(voc_root, text, message):
+    (voc_root / "Annotations" / "image0.xml").write_text(text)
+    with pytest.raises(InputError, match=f"image0.xml.*{message}"):
+        len(VOCDetection(str(voc_root), "train"))
