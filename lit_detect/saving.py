@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -141,10 +142,20 @@ class RunCheckpoint(ModelCheckpoint):
             return
         self._metrics = checkpoint.get("metrics", {})
         trainer.should_stop = checkpoint.get("stopped_early", False)
+        self._count_anew(trainer, checkpoint)
         progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
         if progress["current"]["started"] == progress["current"]["processed"]:  # saved at the end of an epoch, which is over then
             for counts in progress.values():
                 counts["completed"] = counts["processed"]
+
+    def _count_anew(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+        """Count the batches of the epoch in batches of now, where their size or the number of ranks was another one."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        taken = checkpoint.get(type(data).__qualname__, {}).get("taken")
+        if taken:
+            batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+            more = math.ceil(taken / (data.batch_size * trainer.world_size)) - batches["processed"]
+            batches |= {name: count + more for name, count in batches.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """The best checkpoints so far, which may be found by another path than before: a link, a folder that was moved."""

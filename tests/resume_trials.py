@@ -251,5 +251,22 @@ def run(folder, variant, hooks, moments):
     return found
 
 
+def another_batch_size(folder):
+    """Steps of one epoch of 24 images, of which a training that is killed has saved 5 steps of 2 and goes on with 3 and with 4."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = config(write_digits(str(folder / "set"), {"train": 24, "val": 6}))
+    content["trainer"]["max_epochs"] = 1
+    steps = {}
+    for size in (3, 4):
+        ended(training(folder / str(size), {**content, "data": {**content["data"], "batch_size": 2}}, HOOKS["in step 8"]))
+        ended(training(folder / str(size), {**content, "data": {**content["data"], "batch_size": size}}))
+        found = last(folder / str(size))
+        steps[size] = [found["global_step"], found["epoch"], "val/map" in found["metrics"]]
+    return steps
+
+
 if __name__ == "__main__":
+    if sys.argv[2] == "another batch size":
+        print(json.dumps(another_batch_size(Path(sys.argv[1]))))
+        sys.exit()
     print(json.dumps(run(Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",") if sys.argv[3] else [], int(sys.argv[4]))))

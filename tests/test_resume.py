@@ -12,11 +12,15 @@ from lit_detect.checkpoints import newest_last
 from lit_detect.seeds import seed_step
 
 
-def trials(folder, variant, hooks, moments):
+def outcome(folder, variant, hooks="", moments=0):
     line = [sys.executable, "-m", "tests.resume_trials", str(folder), variant, hooks, str(moments)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def trials(folder, variant, hooks, moments):
+    found = outcome(folder, variant, hooks, moments)
     for name, trial in found.items():
         assert trial["differences"] == [], (name, trial)
         assert trial["statuses"][-1] == 0, (name, trial)
@@ -48,6 +52,12 @@ def test_a_training_goes_on_as_if_it_had_not_been_killed(tmp_path):
 )
 def test_whatever_is_counted_saved_and_shuffled(tmp_path, variant):
     trials(tmp_path, variant, "in step 8,in the second validation,SIGTERM in a step", 0)
+
+
+@pytest.mark.slow
+def test_an_epoch_goes_on_with_its_other_images_in_batches_of_another_size(tmp_path):
+    # 10 of 24 images are taken: there are 4 more batches of 3, or 3 of 4, that are full
+    assert outcome(tmp_path, "another batch size") == {"3": [5 + 4, 0, True], "4": [5 + 3, 0, True]}
 
 
 def test_the_newest_last_checkpoint_is_found(tmp_path):
