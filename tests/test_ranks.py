@@ -101,7 +101,7 @@ def evaluate(rank, count, folder):
     for name, dataset in data_sets(folder).items():
         for threshold in (0.0, 1.0) if name == "digits 7" else (0.0,):
             data = DetectionDataModule(test=dataset, batch_size=1, num_workers=0)
-            detector = small_ssd(data.classes, score_threshold=threshold, detections_per_image=50, metric=VOCMeanAveragePrecision)
+            detector = small_ssd(data.classes, score_threshold=threshold, detections_per_image=100, metric=VOCMeanAveragePrecision)
             if name.startswith("digits") and not threshold:
                 detector.network.evaluate = near
             run = trainer(count)
