@@ -2,9 +2,10 @@
 
     python tools/benchmarks/soak.py --minutes 60
 
-Every ten seconds it reads what the training and its workers hold together: open files, and memory that is not a file's (a page that several
-processes share counts once; of files the kernel keeps as much as it likes). At the end come medians of the first and the last third of the
-time, after a warm-up of a tenth. Reads /proc: Linux only.
+Every ten seconds it reads what the training and its workers hold: open files, and memory that is not a file's (of files the kernel keeps as
+much as it likes), as each process sees it, and with pages that they share counted once. The latter rises for a while though nothing leaks:
+workers share the training's pages until one of them writes there. At the end come medians of the first and the last third of the time, after a
+warm-up of a tenth. Reads /proc: Linux only.
 """
 
 import re
@@ -26,7 +27,9 @@ class Reading(NamedTuple):
     """What the training and its workers hold at a moment, seconds from the start."""
 
     seconds: float
-    megabytes: float
+    training_mb: float
+    workers_mb: float
+    shared_once_mb: float
     files: int
     processes: int
 
@@ -51,7 +54,7 @@ def main(minutes: int = 60, workers: int = 2, epochs: int = 3, config: str = "qu
     print(f"{max(steps)} steps, {len(steps)} validations, {len(readings)} readings")
     steady = [reading for reading in readings if reading.seconds >= WARM_UP * readings[-1].seconds]
     third = len(steady) // 3
-    for name in ("megabytes", "files", "processes"):
+    for name in Reading._fields[1:]:
         first, last = (statistics.median(getattr(reading, name) for reading in part) for part in (steady[:third], steady[-third:]))
         print(f"{name}: {first:.0f} in the first third, {last:.0f} in the last: {100 * (last / first - 1):+.2f} %")
 
@@ -71,7 +74,7 @@ def command(minutes: int, workers: int, epochs: int, config: str) -> list[str]:
 
 def watch(run: subprocess.Popen[bytes]) -> list[Reading]:
     """Read until the training ends; print every thirtieth reading."""
-    print(f"{'minutes':>7} {'megabytes':>10} {'files':>6} {'processes':>10}")
+    print("".join(f"{name:>16}" for name in Reading._fields))
     readings: list[Reading] = []
     start = time.monotonic()
     while run.poll() is None:
@@ -79,7 +82,7 @@ def watch(run: subprocess.Popen[bytes]) -> list[Reading]:
         if reading is not None:
             readings.append(reading)
             if len(readings) % 30 == 1:
-                print(f"{reading.seconds / 60:7.1f} {reading.megabytes:10.0f} {reading.files:6} {reading.processes:10}", flush=True)
+                print("".join(f"{value:16.0f}" for value in reading), flush=True)
         time.sleep(SECONDS)
     return readings
 
@@ -88,11 +91,12 @@ def read(root: int, seconds: float) -> Reading | None:
     """What a process and its descendants hold; None where one of them ended meanwhile."""
     try:
         pids = [root, *descendants(root)]
-        megabytes = sum(memory(pid) for pid in pids)
+        held = [memory(pid) for pid in pids]
         files = sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in pids)
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return Reading(seconds, megabytes, files, len(pids))
+    own, shared_once = zip(*held, strict=True)
+    return Reading(seconds, own[0], sum(own[1:]), sum(shared_once), files, len(pids))
 
 
 def descendants(pid: int) -> list[int]:
@@ -101,12 +105,13 @@ def descendants(pid: int) -> list[int]:
     return [one for child in children for one in (child, *descendants(child))]
 
 
-def memory(pid: int) -> float:
-    """Megabytes of a process that are no file's, shared ones in its share (Pss_Anon and Pss_Shmem)."""
-    shares = re.findall(r"^Pss_(?:Anon|Shmem):\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
-    if not shares:  # it has ended and is not waited for yet
+def memory(pid: int) -> tuple[float, float]:
+    """Megabytes of a process that are no file's: all of them, and with those that it shares in its share."""
+    found = re.findall(r"^(Anonymous|Pss_Anon):\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    if not found:  # it has ended and is not waited for yet
         raise ProcessLookupError(pid)
-    return sum(map(int, shares)) / 1024
+    megabytes = {name: int(kilobytes) / 1024 for name, kilobytes in found}
+    return megabytes["Anonymous"], megabytes["Pss_Anon"]
 
 
 if __name__ == "__main__":
