@@ -2,10 +2,10 @@
 
     python tools/benchmarks/soak.py --minutes 60
 
-Every ten seconds it reads what the training and its workers hold: open files, and memory that is not a file's (of files the kernel keeps as much
-as it likes), as each process sees it, and with pages that they share counted once. The latter rises for a while though nothing leaks: workers
-share the training's pages until one of them writes there. At the end come medians of the first and the last third of the time, after a warm-up
-of a tenth. Reads /proc: Linux only.
+Every ten seconds it reads what the training and its workers hold: open files, and memory that is not a file's (of files the kernel
+keeps as much as it likes), as each process sees it, and with pages that they share counted once. The latter rises for a while though
+nothing leaks: workers share the training's pages until one of them writes there. At the end come medians of the first and the last
+third of the time, after a warm-up of a tenth. Reads /proc: Linux only.
 """
 
 import re
