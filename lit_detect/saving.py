@@ -6,7 +6,9 @@ import math
 import os
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -59,11 +61,12 @@ class RunCheckpoint(ModelCheckpoint):
     an epoch, or of a training whose length is given in steps, it does not go on as it would have.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._sigterm = Sigterm()
-        self._validation_is_due = False
-        self._metrics: dict[str, torch.Tensor] = {}
+    _validation_is_due = False
+    _metrics: Mapping[str, torch.Tensor] = MappingProxyType({})
+
+    @cached_property
+    def _sigterm(self) -> Sigterm:
+        return Sigterm()
 
     @property
     def state_key(self) -> str:  # that of any interval, since a training may go on with another one
