@@ -175,8 +175,8 @@ def last(folder):
 
 
 def differences(one, other, path=""):
-    """Where two checkpoints differ, bit by bit; times and names of files aside."""
-    if path.endswith(("seconds", "path", "best_k_models", "TrainingTime")):
+    """Where two checkpoints differ, bit by bit; times and names of files aside, and the latest AP, which Lightning saves and does not load."""
+    if path.endswith(("seconds", "path", "best_k_models", "TrainingTime", "current_score")):
         return []
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return [] if one.dtype == other.dtype and torch.equal(one, other) else [path]
