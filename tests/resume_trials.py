@@ -175,7 +175,7 @@ def last(folder):
 
 
 def differences(one, other, path=""):
-    """Where two checkpoints differ, bit by bit; times and names of files aside, and the latest AP, which Lightning saves and does not load."""
+    """Where two checkpoints differ, bit by bit; but for times, names of files, and the latest AP, which Lightning saves and never loads."""
     if path.endswith(("seconds", "path", "best_k_models", "TrainingTime", "current_score")):
         return []
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
