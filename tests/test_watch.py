@@ -86,4 +86,4 @@ def test_two_ranks_stop_at_sigterm_and_go_on_as_if_they_had_not(data, tmp_path):
     assert command(stopped, "1 validation 1", "SIGTERM") == 143, (stopped / "log.txt").read_text()[-3000:]
     assert command(stopped) == 0, (stopped / "log.txt").read_text()[-3000:]
     assert differences(last(whole), last(stopped)) == []
-    assert torch.isfinite(last(whole)["state_dict"]["network.backbone.stem.0.0.weight"]).all()
+    assert all(torch.isfinite(value).all() for value in last(whole)["state_dict"].values())
