@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lit_detect.checkpoints import read_checkpoint
+from lit_detect.detector import Detector
 from lit_detect.errors import InputError
-from lit_detect.hyperparameters import class_at
+from lit_detect.models.weights import read_plain
 from lit_detect.seeds import seed_step
 
 __all__ = ["explain", "replay"]
@@ -33,11 +33,9 @@ def replay(folder: str, device: str = "cpu") -> None:
     batches = sorted(Path(folder).glob("batch*.pt"))
     if not batches:
         raise InputError(f"Expected batch.pt in {folder} but there is none.")
-    weights = Path(folder) / "weights.ckpt"
-    described = read_checkpoint(weights)["hyper_parameters"]
+    detector = Detector.load_from_checkpoint(Path(folder) / "weights.ckpt", map_location=device).train()
     for path in batches:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        detector = class_at(described["_class_path"]).load_from_checkpoint(weights, map_location=device, weights_only=True).train()
+        saved = read_plain(path, f"a batch as plain data but {path}")
         found = explain(detector, saved)
         print(f"{path}: step {saved['step']}, epoch {saved['epoch']}, batch {saved['batch']}, rank {saved['rank']}")
         for name, value in found["losses"].items():
