@@ -8,13 +8,13 @@ import os
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_detect.callbacks import run_folder
 from lit_detect.errors import InputError
+from lit_detect.ranks import gathered
 from lit_detect.replay import explain
 
 __all__ = ["NonFinite"]
@@ -90,8 +90,7 @@ class NonFinite(Callback):
             log.warning("%d steps were skipped, since a loss or a gradient was not finite.", self.skipped)
         data: Any = getattr(trainer, "datamodule", None)
         if getattr(data, "on_unreadable", "stop") == "skip":
-            found = on_all_ranks(trainer, data.unreadable())
-            names = sorted({name for of_rank in found for name in of_rank})
+            names = sorted({*gathered(data.unreadable())})
             if names and trainer.is_global_zero:
                 log.warning("%d training images could not be read, and others were taken: %s.", len(names), ", ".join(names[:MOST_NAMES]))
 
@@ -108,8 +107,7 @@ class NonFinite(Callback):
         found = [explain(pl_module, self._saved(trainer, number, batch)) for number, batch in self.batches]
         wrong = next((one for one in found if one["wrong"]), found[-1])
         torch.save(wrong, folder / (f"batch_{trainer.global_rank}.pt" if trainer.world_size > 1 else "batch.pt"))
-        everyone = on_all_ranks(trainer, wrong["sentence"] if wrong["wrong"] else "")
-        what = " and ".join(sentence for sentence in everyone if sentence) or wrong["sentence"]
+        what = " and ".join(gathered([wrong["sentence"]] if wrong["wrong"] else [])) or wrong["sentence"]
         where = f"saved in {folder}, which `lit-detect replay --folder` takes"
         return f"Expected finite losses and gradients but at step {trainer.global_step} {what}: {where}"
 
@@ -130,12 +128,3 @@ class NonFinite(Callback):
             "step": trainer.global_step,
             "precision": str(trainer.precision),
         }
-
-
-def on_all_ranks(trainer: Trainer, value: Any) -> list[Any]:
-    """What each rank has, on each."""
-    if trainer.world_size == 1:
-        return [value]
-    found: list[Any] = [None] * trainer.world_size
-    dist.all_gather_object(found, value)
-    return found

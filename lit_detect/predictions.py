@@ -12,7 +12,6 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
-import torch.distributed
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
@@ -25,6 +24,7 @@ from lit_detect.data.images import inside
 from lit_detect.data.video import Video
 from lit_detect.errors import InputError, printable
 from lit_detect.predict import above, thresholds, to_dataset
+from lit_detect.ranks import gathered
 from lit_detect.results import coco_results
 from lit_detect.visualize import draw_detections
 
@@ -293,12 +293,3 @@ def made(folder: Path, name: str) -> Path:
     path = inside(folder, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def gathered(items: list[Any]) -> list[Any]:
-    """The items of all ranks in the order of ranks."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return items
-    parts: list[list[Any]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, items)
-    return [item for part in parts for item in part]

@@ -1,7 +1,10 @@
-"""What a detector asks of the trainer: a precision and a strategy that fit, and a learning rate for as many images a step."""
+"""What a detector asks of the trainer: a precision and a strategy that fit, a learning rate for as many images; and what ranks gather."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -10,7 +13,7 @@ from torch.optim import Optimizer
 
 from lit_detect.errors import InputError
 
-__all__ = ["check_trainer", "refuse_sharding", "scale_learning_rate"]
+__all__ = ["check_trainer", "gathered", "refuse_sharding", "scale_learning_rate"]
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -75,3 +78,12 @@ def scale_learning_rate(optimizer: Optimizer, trainer: Trainer | None, base_batc
         f"Learning rate {rates} for {images} images a step ({devices} devices with {batches} batches of {batch_size}), which is "
         f"{images / base_batch_size:g} times that for {base_batch_size}."
     )
+
+
+def gathered(items: list[Any]) -> list[Any]:
+    """The items of all ranks in the order of ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return items
+    parts: list[list[Any]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
