@@ -20,6 +20,7 @@ from lit_detect.cli import main
 from lit_detect.compare_measure import load_detector
 from lit_detect.models.vgg import VGG16
 from lit_detect.models.weights import start_from
+from lit_detect.replay import replay
 from tests.conftest import CLASSES, DETECTORS, TinyBackbone
 
 CONFIG = {
@@ -203,6 +204,17 @@ def test_what_a_checkpoint_names_is_neither_imported_nor_called(what, load, tmp_
     else:
         with pytest.raises(InputError):
             load(path)
+    assert not marker.exists()
+    assert "lying_around" not in sys.modules
+
+
+@pytest.mark.usefixtures("on_the_path")
+@pytest.mark.parametrize("what", ["a class", "a part", "code in the batch"])
+def test_replay_imports_and_runs_nothing_either(what, tmp_path, marker):
+    torch.save(described(**NAMED.get(what, {})), tmp_path / "weights.ckpt")
+    torch.save({"images": Code(marker)} if what == "code in the batch" else {}, tmp_path / "batch.pt")
+    with pytest.raises(InputError, match=r"posix\.mkdir" if what == "code in the batch" else "that this program knows"):
+        replay(str(tmp_path))
     assert not marker.exists()
     assert "lying_around" not in sys.modules
 
