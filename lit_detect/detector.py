@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -25,7 +24,7 @@ from lit_detect.models.backbones import Backbone
 from lit_detect.models.weights import start_from
 from lit_detect.ranks import check_trainer, scale_learning_rate
 from lit_detect.schedules import OneCycle, schedulers, step_plateaus
-from lit_detect.seeds import seed_step
+from lit_detect.seeds import run_seed, seed_step
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11
@@ -220,8 +219,8 @@ class Detector(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make a step's random numbers a function of the run's seed, if it has one, and of the step: so a training can go on as it was."""
-        if (seed := os.environ.get("PL_GLOBAL_SEED")) is not None:
-            seed_step(int(seed), self.trainer.current_epoch, batch_idx, self.trainer.global_rank)
+        if (seed := run_seed()) is not None:
+            seed_step(seed, self.trainer.current_epoch, batch_idx, self.trainer.global_rank)
 
     def on_train_epoch_end(self) -> None:
         step_plateaus(self.trainer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 from typing import Any, Literal
 
 import torch
@@ -16,6 +15,7 @@ from lit_detect.callbacks import run_folder
 from lit_detect.errors import InputError
 from lit_detect.ranks import gathered
 from lit_detect.replay import explain
+from lit_detect.seeds import run_seed
 
 __all__ = ["NonFinite"]
 
@@ -121,7 +121,7 @@ class NonFinite(Callback):
             "images": on_cpu,
             "targets": [{name: value.cpu() for name, value in target.items()} for target in targets],
             "file_names": names or [f"image {int(target.get('image_id', index))}" for index, target in enumerate(targets)],
-            "seed": int(os.environ.get("PL_GLOBAL_SEED", 0)),
+            "seed": run_seed() or 0,
             "epoch": trainer.current_epoch,
             "batch": number,
             "rank": trainer.global_rank,

@@ -1,11 +1,20 @@
 """Random numbers of a training step: a function of the seed and the step, and of nothing that was drawn before."""
 
+from __future__ import annotations
+
+import os
 import random
 
 import numpy as np
 import torch
 
-__all__ = ["seed_step"]
+__all__ = ["run_seed", "seed_step"]
+
+
+def run_seed() -> int | None:
+    """The run's seed, which `seed_everything` leaves in the environment for all ranks; none where it was not called."""
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return None if seed is None else int(seed)
 
 
 def seed_step(seed: int, epoch: int, batch: int, rank: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 import albumentations as A
@@ -16,6 +15,7 @@ from lit_detect.data.folder import to_predict
 from lit_detect.data.presets import preset
 from lit_detect.data.workers import start_worker
 from lit_detect.errors import InputError
+from lit_detect.seeds import run_seed
 
 __all__ = ["DetectionDataModule"]
 
@@ -93,7 +93,7 @@ class DetectionDataModule(LightningDataModule):
     @property
     def seed(self) -> int:
         """The seed of shuffling and augmentation."""
-        return self._seed if self._seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+        return self._seed if self._seed is not None else run_seed() or 0
 
     @property
     def classes(self) -> list[str]:
