@@ -81,6 +81,8 @@ def detector_of(
     checkpoint = read_checkpoint(path, map_location or where_it_was)
     described = {name: value for name, value in checkpoint.get("hyper_parameters", {}).items() if name != OF_LIGHTNING}
     kind = known_class(described.pop("_class_path"), cls) if "_class_path" in described else cls
+    if kind is Detector:  # which has no network
+        raise InputError(f"Expected a checkpoint of a Detector that can be imported but {path} names no class.")
     try:
         described = built(described)
     except RecursionError as error:

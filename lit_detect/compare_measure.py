@@ -13,11 +13,9 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lit_detect.checkpoints import read_checkpoint
 from lit_detect.cost import Pass, PeakMemory, detection_pass, energy_counter, gflops, images_per_second
 from lit_detect.data.datamodule import DetectionDataModule
 from lit_detect.detector import Detector
-from lit_detect.errors import InputError
 from lit_detect.lightning_cli import read_config
 
 __all__ = ["load_detector", "measure", "validation_images", "write_json"]
@@ -33,8 +31,6 @@ def load_detector(checkpoint: Path | str) -> Detector:
     Raises:
         InputError: the checkpoint does not say it: its class is in a script, which cannot be imported.
     """
-    if "_class_path" not in read_checkpoint(Path(checkpoint)).get("hyper_parameters", {}):
-        raise InputError(f"Expected a checkpoint of a Detector that can be imported but {checkpoint} names no class.")
     return Detector.load_from_checkpoint(checkpoint, map_location="cpu").eval()
 
 
