@@ -6,13 +6,14 @@ import argparse
 import errno
 import importlib
 import inspect
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import lit_detect
-from lit_detect.errors import InputError, Stopped, printable
+from lit_detect.errors import InputError, Stopped, printable_lines
 
 __all__ = ["main"]
 
@@ -44,11 +45,10 @@ VERBS = {  # beside Lightning's; each is a function of that module
 }
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # full, over one's quota, read-only
-MACHINE = {  # what torch says when something was ended from outside, and what it is
+MACHINE = {  # what torch says when something was ended from outside (a pattern), and what it is
     "DataLoader worker": "Expected the processes that read images to go on but one was ended, as at the want of memory "
     "(fewer --data.num_workers take less)",
-    "onnection closed by peer": "Expected all ranks to go on but one ended; the reason is in its own output",
-    "onnection reset by peer": "Expected all ranks to go on but one ended; the reason is in its own output",
+    "onnection (closed|reset) by peer": "Expected all ranks to go on but one ended; the reason is in its own output",
 }
 
 HARMLESS = (
@@ -96,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sentence = mendable(error)
         if sentence is None:
             raise
-        sys.exit("\n".join(map(printable, f"lit-detect: error: {sentence}".split("\n"))))
+        sys.exit(printable_lines(f"lit-detect: error: {sentence}"))
 
 
 def overview() -> argparse.ArgumentParser:
@@ -131,8 +131,8 @@ def mendable(error: BaseException | None) -> str | None:
             return str(error).rpartition("InputError: ")[2].strip()  # from a worker process it comes inside of a traceback
         if isinstance(error, OSError) and error.errno in DISK:
             return f"Expected to write {file_of(error)} but could not: {error.strerror}; what was saved before is whole."
-        for part, sentence in MACHINE.items():
-            if part in str(error):
+        for pattern, sentence in MACHINE.items():
+            if re.search(pattern, str(error)):
                 return f"{sentence}: {str(error).splitlines()[0].strip()}"
         error = error.__cause__ or error.__context__
     return None

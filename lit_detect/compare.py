@@ -38,7 +38,7 @@ from lit_detect.compare_plots import draw_pictures
 from lit_detect.compare_report import front, limits, markdown, time_to, verdict
 from lit_detect.compare_runs import Run, call, epochs, names_of, read_models, train
 from lit_detect.cost import Pass, detection_pass, in_turn, machine, proposals, proposals_of
-from lit_detect.errors import InputError, printable
+from lit_detect.errors import InputError, printable, printable_lines
 from lit_detect.lightning_cli import read_config
 
 __all__ = ["compare"]
@@ -128,7 +128,7 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
     report = {"lit_detect": lit_detect.__version__, **of_command_line, **report}
     write_json(folder / "compare.json", report)
     (folder / "compare.md").write_text(markdown(report))
-    print("\n".join(map(printable, markdown(report).split("\n"))))
+    print(printable_lines(markdown(report)))
     rows = report["rows"]
     print(f"compared: {folder / 'compare.md'} ({sum('error' not in row for row in rows)} of {len(rows)} models)")
 

@@ -1,6 +1,6 @@
 """What a user can mend, in words that can be printed."""
 
-__all__ = ["InputError", "Stopped", "printable"]
+__all__ = ["InputError", "Stopped", "printable", "printable_lines"]
 
 
 class InputError(Exception):
@@ -21,3 +21,8 @@ def printable(text: object) -> str:
     'a?[31mb'
     """
     return "".join(character if character.isprintable() else "?" for character in str(text))
+
+
+def printable_lines(text: str) -> str:
+    """`printable` text of several lines."""
+    return "\n".join(map(printable, text.split("\n")))
