@@ -141,16 +141,18 @@ def place_loggers(trainer: Namespace) -> None:
     Raises:
         InputError: what a logger needs is not installed.
     """
-    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-    for logger in loggers:
-        if not isinstance(logger, Namespace):
-            continue
-        name = logger.class_path.rpartition(".")[2]
+    for name, logger in asked_loggers(trainer):
         package = NEEDED.get(name)
         if package and not find_spec(package):
             raise InputError(f"Expected {package} for {name} but it is not installed: pip install 'lit_detect[{package}]'.")
         if logger.get("init_args.save_dir") == "." and trainer.default_root_dir:
             logger.init_args.save_dir = str(trainer.default_root_dir)
+
+
+def asked_loggers(trainer: Namespace) -> list[tuple[str, Namespace]]:
+    """The loggers of a config, each with the name of its class."""
+    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+    return [(logger.class_path.rpartition(".")[2], logger) for logger in loggers if isinstance(logger, Namespace)]
 
 
 def last_of_runs(config: Namespace) -> str | None:
@@ -169,8 +171,7 @@ def checkpoint_folders(trainer: Namespace) -> list[str]:
     root = trainer.default_root_dir or os.getcwd()
     if trainer.logger is False or trainer.logger == []:
         return [os.path.join(root, "checkpoints")]
-    loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-    by_name = {logger.class_path.rpartition(".")[2]: logger.get("init_args", {}) for logger in loggers if isinstance(logger, Namespace)}
+    by_name = {name: logger.get("init_args", {}) for name, logger in asked_loggers(trainer)}
     arguments = by_name.get("CSVLogger") or by_name.get("TensorBoardLogger") or {}
     return [os.path.join(arguments.get("save_dir") or root, arguments.get("name", "lightning_logs") or "", "*", "checkpoints")]
 
