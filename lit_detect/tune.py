@@ -29,7 +29,6 @@ from lit_detect.errors import InputError
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
-    from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial
 
 __all__ = ["ReportTrial", "tune"]
@@ -135,15 +134,9 @@ def open_study(storage: str, startup_trials: int, warmup_epochs: int, seed: int 
     pruner = optuna.pruners.MedianPruner(n_startup_trials=startup_trials, n_warmup_steps=warmup_epochs - 1)
     study = optuna.create_study(study_name="tune", storage=storage, direction="maximize", pruner=pruner, load_if_exists=True)
     # one that goes on would draw what it drew at first, from the same seed
-    study.sampler = sampler(startup_trials, None if seed is None else seed + len(study.get_trials(deepcopy=False)))
+    drawn = None if seed is None else seed + len(study.get_trials(deepcopy=False))
+    study.sampler = optuna.samplers.TPESampler(n_startup_trials=startup_trials, seed=drawn)  # Bergstra et al. 2011; Optuna's default
     return study
-
-
-def sampler(startup_trials: int, seed: int | None) -> BaseSampler:
-    """Tree-structured Parzen estimators (Bergstra et al. 2011), Optuna's default."""
-    from optuna.samplers import TPESampler
-
-    return TPESampler(n_startup_trials=startup_trials, seed=seed)
 
 
 def next_trial(study: Study, trials: int) -> Trial | None:
