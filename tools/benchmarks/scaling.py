@@ -29,6 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lit_detect import SSD, COCOMeanAveragePrecision, Detector, FasterRCNN, SSDLite, TorchvisionBackbone
 from lit_detect.cost import in_turn, machine
+from lit_detect.ranks import gathered
 
 CLASSES = [f"class {number}" for number in range(1, 81)]
 MIB = 2**20
@@ -77,13 +78,11 @@ def measure(rank: int, arguments: argparse.Namespace, port: int, results: Any) -
 
         cases = {"alone": beside if rank == 0 else lambda round: None, "beside": beside, "together": partial(step, model=wrapped)}
         # all processes begin a case at once
-        waiting = {case: after_barrier(run) for case, run in cases.items()}
-        interleaved = {key: run for case, run in waiting.items() for key, run in ((f"wait {case}", run[0]), (case, run[1]))}
+        interleaved = {key: run for case, step_of in cases.items() for key, run in ((f"wait {case}", wait), (case, step_of))}
         times = in_turn(interleaved, arguments.rounds, warm_up=1)
-        gathered: list[Any] = [None] * arguments.ranks
-        torch.distributed.all_gather_object(gathered, {case: times[case] for case in cases})
+        of_ranks = gathered([{case: times[case] for case in cases}])
         if rank == 0:
-            slowest = {case: [max(of_round) for of_round in zip(*(one[case] for one in gathered), strict=True)] for case in cases}
+            slowest = {case: [max(of_round) for of_round in zip(*(one[case] for one in of_ranks), strict=True)] for case in cases}
             gradients = sum(4 * parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
             results.put((name, gradients, {case: statistics.median(ms) for case, ms in slowest.items()}))
     rows = torch.rand(arguments.images // arguments.ranks * 109, 8)  # of 100 detections and 8 targets an image
@@ -93,17 +92,16 @@ def measure(rank: int, arguments: argparse.Namespace, port: int, results: Any) -
         metric.rows = [rows]
         metric._sync_dist()
 
-    wait, run = after_barrier(gather)
-    times = in_turn({"wait": wait, "gather": run}, 5)
+    times = in_turn({"wait": wait, "gather": gather}, 5)
     if rank == 0:
         results.put(("gather", rows.numel() * 4 * arguments.ranks, {"gather": statistics.median(times["gather"])}))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def after_barrier(run: Callable[[int], None]) -> tuple[Callable[[int], None], Callable[[int], None]]:
-    """A wait for all processes, which is not counted, and what is timed after it."""
-    return lambda round: torch.distributed.barrier(), run
+def wait(round: int) -> None:
+    """Wait for all processes."""
+    torch.distributed.barrier()
 
 
 def report(found: list[tuple[str, int, dict[str, float]]], arguments: argparse.Namespace) -> None:
