@@ -21,7 +21,6 @@ __all__ = ["NonFinite"]
 
 log = logging.getLogger(__name__)
 
-MOST_NAMES = 20
 MOST_IN_A_ROW = 10  # steps skipped one after the other: then it is not the images
 
 
@@ -88,11 +87,6 @@ class NonFinite(Callback):
         self.batches.clear()
         if self.skipped and trainer.is_global_zero:
             log.warning("%d steps were skipped, since a loss or a gradient was not finite.", self.skipped)
-        data: Any = getattr(trainer, "datamodule", None)
-        if getattr(data, "on_unreadable", "stop") == "skip":
-            names = sorted({*gathered(data.unreadable())})
-            if names and trainer.is_global_zero:
-                log.warning("%d training images could not be read, and others were taken: %s.", len(names), ", ".join(names[:MOST_NAMES]))
 
     def state_dict(self) -> dict[str, Any]:
         return {"skipped": self.skipped}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import albumentations as A
@@ -15,9 +16,14 @@ from lit_detect.data.folder import to_predict
 from lit_detect.data.presets import preset
 from lit_detect.data.workers import start_worker
 from lit_detect.errors import InputError
+from lit_detect.ranks import gathered
 from lit_detect.seeds import run_seed
 
 __all__ = ["DetectionDataModule"]
+
+log = logging.getLogger(__name__)
+
+MOST_NAMES = 20  # of images, in a message
 
 Split = DetectionDataset | list[DetectionDataset] | None
 
@@ -157,6 +163,13 @@ class DetectionDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a training was in its data. Lightning tells this before anything asks for the loader."""
         self._start = (state_dict["epoch"], state_dict["taken"])
+
+    def teardown(self, stage: str) -> None:
+        """Say which training images were skipped, on all ranks together."""
+        if stage == "fit" and self.on_unreadable == "skip":
+            names = sorted({*gathered(self.unreadable())})
+            if names and self.trainer is not None and self.trainer.is_global_zero:
+                log.warning("%d training images could not be read, and others were taken: %s.", len(names), ", ".join(names[:MOST_NAMES]))
 
     def train_dataloader(self) -> DataLoader[Any]:
         feed = self.feeds["train"]
