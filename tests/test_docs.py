@@ -68,7 +68,7 @@ def test_sections_come_in_and_links_lead_to_the_pages_that_have_their_targets(pa
 
 
 @pytest.mark.parametrize(
-    ("link", "page", "on_site"),
+    ("link", "page", "address"),
     [
         ("../README.md", "two.md", "index.md"),
         ("../../README.md", "deep/page.md", "../index.md"),
@@ -82,8 +82,8 @@ def test_sections_come_in_and_links_lead_to_the_pages_that_have_their_targets(pa
         ("https://example.org", "two.md", "https://example.org"),
     ],
 )
-def test_links_of_a_page(pages, checkout, link, page, on_site):
-    assert pages["on_site"](link, f"docs/{page}", page, pages["homes"](checkout)) == on_site
+def test_links_of_a_page(pages, checkout, link, page, address):
+    assert pages["address"](link, f"docs/{page}", page, pages["homes"](checkout)) == address
 
 
 def test_a_link_within_a_sentence_and_one_in_code_stay(pages, checkout):

@@ -71,7 +71,7 @@ def homes(root: Path) -> dict[str, str]:
     return found
 
 
-def on_site(link: str, source: str, page: str, homes: Mapping[str, str]) -> str | None:
+def address(link: str, source: str, page: str, homes: Mapping[str, str]) -> str | None:
     """Where a link in a file of the checkout leads from a page of the site, or None."""
     if re.match(r"\w+:", link):
         return link
@@ -93,7 +93,7 @@ def written(text: str, source: str, page: str, root: Path, homes: Mapping[str, s
         alone = before[-1:] in ("", "\n") and after[:1] in ("", "\n")
         for path, anchor in taken_in(link[0], source) if alone else []:
             return written(section(root / path, anchor), path, page, root, homes)
-        to = on_site(link["to"], source, page, homes)
+        to = address(link["to"], source, page, homes)
         return link["text"] if to is None else f"{link['mark']}[{link['text']}]({to})"
 
     parts = FENCED.split(text)  # what is in brackets comes out at odd places
