@@ -3,6 +3,7 @@
 import re
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,6 +96,17 @@ def test_a_section_that_is_not_there(pages, checkout):
     (checkout / "docs/index.md").write_text("[Three](../README.md#three)\n")
     with pytest.raises(Exception, match=r"Expected README\.md to have a section #three, which a page in docs/ takes in"):
         made(pages, checkout, "index.md")
+
+
+def test_examples_in_docstrings_are_fenced():
+    pytest.importorskip("griffe", reason="needs griffe")
+    if not (ROOT / "tools/doctests.py").is_file():
+        pytest.skip("needs the tools of a checkout")
+    docstring = SimpleNamespace(value="What.\n\n>>> a = [\n...     1]\n>>> a\n[1]\n\nMore.\n\nArgs:\n    b: as\n\n    >>> b\n    2")
+    runpy.run_path(str(ROOT / "tools/doctests.py"))["FencedDoctests"]().on_object(obj=SimpleNamespace(docstring=docstring))
+    assert docstring.value == (
+        "What.\n\n```pycon\n>>> a = [\n...     1]\n>>> a\n[1]\n```\n\nMore.\n\nArgs:\n    b: as\n\n    ```pycon\n    >>> b\n    2\n    ```"
+    )
 
 
 def test_every_public_name_and_every_verb_is_documented_once():
