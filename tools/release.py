@@ -100,8 +100,8 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *map(str, first)], check=True)
         shutil.rmtree(ROOT / "dist", ignore_errors=True)
         shutil.copytree(first[0].parent, ROOT / "dist")
-    for name, digest in digests(first).items():
-        print(f"{digest}  dist/{name}")
+        for name, digest in digests(first).items():
+            print(f"{digest}  dist/{name}")
 
 
 if __name__ == "__main__":
