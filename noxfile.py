@@ -13,7 +13,7 @@ RESOLUTIONS = {"oldest": "lowest-direct", "newest": "highest"}  # all lower boun
 
 
 @nox.session(python=PYTHONS, tags=["tests"])
-@nox.parametrize("releases", ["oldest", "newest"])
+@nox.parametrize("releases", [*RESOLUTIONS], ids=[*RESOLUTIONS])
 def tests(session: nox.Session, releases: str) -> None:
     """The tests, with the oldest or the newest releases that the package allows; arguments after -- go to pytest."""
     # wheels alone, since the oldest release of a bound may be older than the Python: then it is the oldest that has a wheel for it

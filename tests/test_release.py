@@ -1,6 +1,8 @@
 """What is released: the same bytes from any folder, with all that it needs and nothing else, of one version everywhere."""
 
+import ast
 import os
+import re
 import runpy
 import subprocess
 import zipfile
@@ -8,6 +10,7 @@ from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 
 import lit_detect
 
@@ -64,6 +67,22 @@ def test_what_the_wheel_says_of_itself(builds):
     assert (about["Name"], about["Version"], about["License-Expression"]) == ("lit_detect", lit_detect.__version__, "Apache-2.0")
     assert about["Requires-Python"] == ">=3.10"
     assert about.get_payload() == (ROOT / "README.md").read_text()
+    tested = re.findall(r"^PYTHONS = \[(.*)\]$", (ROOT / "noxfile.py").read_text(), flags=re.M)[0]
+    assert [name.removeprefix("Programming Language :: Python :: ") for name in about.get_all("Classifier") if "Python :: 3." in name] == [
+        version.strip(' "') for version in tested.split(",")
+    ]
+
+
+def test_workflows_run_sessions_that_there_are():
+    sessions = {node.name for node in ast.parse((ROOT / "noxfile.py").read_text()).body if isinstance(node, ast.FunctionDef)}
+    run = set()
+    for path in (ROOT / ".github" / "workflows").glob("*.yml"):
+        for job in yaml.safe_load(path.read_text())["jobs"].values():
+            lines = " ".join(step.get("run", "") for step in job.get("steps", []))
+            run |= {name for names in re.findall(r"nox --session ([a-z ]+)", lines) for name in names.split()}
+            matrix = job.get("strategy", {}).get("matrix", {}).get("session", [])
+            run |= set(matrix) if isinstance(matrix, list) else set(re.findall(r"outputs\.(\w+)", matrix))
+    assert run == sessions
 
 
 def test_one_version_everywhere(tool):
