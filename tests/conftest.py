@@ -30,7 +30,9 @@ from lit_detect import (
 )
 
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))  # more threads than cores slow each other many times over
+    threads = max(1, (os.cpu_count() or 1) // workers)  # more threads than cores slow each other many times over
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the processes that tests start
 
 SHARED = Path(os.environ.get("LIT_DETECT_SHARED", Path(__file__).parents[2] / "shared"))
 CLASSES = ["cat", "dog", "horse"]
