@@ -1,6 +1,6 @@
 """Trainings that are killed and started again, for test_resume: a process that imports everything once and forks one for each training.
 
-It prints as JSON, for each trial, what the weights and other states differ in from those of a training that was not killed.
+It prints as JSON, for each variant and trial, what the weights and other states differ in from those of a training that was not killed.
 """
 
 import contextlib
@@ -266,7 +266,8 @@ def another_batch_size(folder):
 
 
 if __name__ == "__main__":
-    if sys.argv[2] == "another batch size":
-        print(json.dumps(another_batch_size(Path(sys.argv[1]))))
-        sys.exit()
-    print(json.dumps(run(Path(sys.argv[1]), sys.argv[2], sys.argv[3].split(",") if sys.argv[3] else [], int(sys.argv[4]))))
+    root, variants, hooks, moments = Path(sys.argv[1]), sys.argv[2].split(","), sys.argv[3].split(","), int(sys.argv[4])
+    if variants == ["another batch size"]:
+        print(json.dumps(another_batch_size(root)))
+    else:
+        print(json.dumps({variant: run(root / variant, variant, hooks, moments) for variant in variants}))

@@ -100,35 +100,50 @@ echo "$@" >>scontrol.log
 """
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_a_slurm_job_that_reaches_its_time_limit_ends_as_one_that_does_not(digits):
+@pytest.fixture
+def slurm(digits):
+    """A function that starts a job as Slurm does, on a machine with its programs; gives its exit status and what it prints."""
+    if shutil.which("bash") is None:
+        pytest.skip("needs bash")
     for name, program in (("srun", SRUN), ("scontrol", SCONTROL)):
         (digits / name).write_text(program)
         (digits / name).chmod(0o755)
     lines = ["--trainer.max_epochs=2", "--trainer.callbacks=tests.test_cluster.TimeLimit", "--trainer.log_every_n_steps=1"]
 
     def start(job, **more):
-        slurm = {"SLURM_JOB_ID": job, "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1", "SLURM_JOB_NAME": "x"}
+        of_slurm = {"SLURM_JOB_ID": job, "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "1", "SLURM_JOB_NAME": "x"}
         found = {"PATH": f"{digits}:{os.environ['PATH']}", "PYTHON": sys.executable, "MASTER_PORT": str(free_port())}
         done = subprocess.run(
             ["bash", str(SBATCH), "--config", "config.yaml", *lines],
             cwd=digits,
-            env=environment(**slurm, **found, **more),
+            env=environment(**of_slurm, **found, **more),
             capture_output=True,
             text=True,
             timeout=600,
         )
         return done.returncode, done.stdout + done.stderr
 
-    status, out = start("7")
+    return start
+
+
+def assert_requeued(status, out, digits):
     assert status == 143, out[-3000:]
     assert "SIGUSR1 at step 6" in out  # the step that was under way is done, and no further one
     assert (digits / "scontrol.log").read_text() == "requeue 7\n"
-    status, out = start("7", SLURM_RESTART_COUNT="1")
+
+
+def test_a_slurm_job_that_reaches_its_time_limit_is_saved_and_queued_again(slurm, digits):
+    assert_requeued(*slurm("7"), digits)
+    assert torch.load(digits / "runs" / "7" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+
+
+@pytest.mark.slow
+def test_a_slurm_job_that_reaches_its_time_limit_ends_as_one_that_does_not(slurm, digits):
+    assert_requeued(*slurm("7"), digits)
+    status, out = slurm("7", SLURM_RESTART_COUNT="1")
     assert status == 0, out[-3000:]
     assert (digits / "scontrol.log").read_text() == "requeue 7\n"
-    status, out = start("8", SLURM_RESTART_COUNT="1")  # which keeps the time limit away
+    status, out = slurm("8", SLURM_RESTART_COUNT="1")  # which keeps the time limit away
     assert status == 0, out[-3000:]
 
     parts, whole = digits / "runs" / "7", digits / "runs" / "8"

@@ -11,53 +11,64 @@ import torch
 from lit_detect.checkpoints import newest_last
 from lit_detect.seeds import seed_step
 
+VARIANTS = [
+    "workers",
+    "accumulation",
+    "epochs",
+    "validation within epochs",
+    "steps",
+    "steps and validation by steps",
+    "validation every other epoch",
+    "no validation",
+]
 
-def outcome(folder, variant, hooks="", moments=0):
-    line = [sys.executable, "-m", "tests.resume_trials", str(folder), variant, hooks, str(moments)]
+
+def outcome(folder, variants, hooks="", moments=0):
+    line = [sys.executable, "-m", "tests.resume_trials", str(folder), ",".join(variants), hooks, str(moments)]
     done = subprocess.run(line, capture_output=True, text=True, timeout=900, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def trials(folder, variant, hooks, moments):
-    found = outcome(folder, variant, hooks, moments)
-    for name, trial in found.items():
-        assert trial["differences"] == [], (name, trial)
-        assert trial["statuses"][-1] == 0, (name, trial)
-    return found
+def trials(folder, variants, hooks, moments=0):
+    """The exit statuses of trainings that were killed and went on, by variant and kind of death."""
+    found = outcome(folder, variants, hooks, moments)
+    assert list(found) == variants
+    for variant, of_variant in found.items():
+        for name, trial in of_variant.items():
+            assert trial["differences"] == [], (variant, name, trial)
+            assert trial["statuses"][-1] == 0, (variant, name, trial)
+    return {variant: {name: trial["statuses"][0] for name, trial in of_variant.items()} for variant, of_variant in found.items()}
+
+
+def test_a_training_goes_on_as_if_it_had_not_been_killed(tmp_path):
+    deaths = {"in step 8": -9, "in a checkpoint": -9, "SIGTERM in a validation": 143}
+    assert trials(tmp_path, ["plain"], ",".join(deaths)) == {"plain": {"whole": 0, **deaths}}
 
 
 @pytest.mark.slow
-def test_a_training_goes_on_as_if_it_had_not_been_killed(tmp_path):
-    found = trials(tmp_path, "plain", "all", 12)
-    statuses = {name: trial["statuses"][0] for name, trial in found.items()}
+def test_wherever_it_is_killed(tmp_path):
+    statuses = trials(tmp_path, ["plain"], "all", 12)["plain"]
     assert len(statuses) == 25
     assert statuses["in a checkpoint"] == statuses["in step 3"] == statuses["in the second validation"] == -9
     assert statuses["SIGTERM in a step"] == statuses["SIGTERM in a validation"] == 143
 
 
+def test_whatever_is_counted_saved_and_shuffled(tmp_path):
+    statuses = trials(tmp_path, VARIANTS, "in step 8")
+    assert all(of_variant == {"whole": 0, "in step 8": -9} for of_variant in statuses.values())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "variant",
-    [
-        "workers",
-        "accumulation",
-        "epochs",
-        "validation within epochs",
-        "steps",
-        "steps and validation by steps",
-        "validation every other epoch",
-        "no validation",
-    ],
-)
-def test_whatever_is_counted_saved_and_shuffled(tmp_path, variant):
-    trials(tmp_path, variant, "in step 8,in the second validation,SIGTERM in a step", 0)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_whatever_is_counted_wherever_it_is_killed(tmp_path, variant):
+    trials(tmp_path, [variant], "in step 8,in the second validation,SIGTERM in a step")
 
 
 @pytest.mark.slow
 def test_an_epoch_goes_on_with_its_other_images_in_batches_of_another_size(tmp_path):
     # 10 of 24 images are taken: there are 4 more batches of 3, or 3 of 4, that are full
-    assert outcome(tmp_path, "another batch size") == {"3": [5 + 4, 0, True], "4": [5 + 3, 0, True]}
+    assert outcome(tmp_path, ["another batch size"]) == {"3": [5 + 4, 0, True], "4": [5 + 3, 0, True]}
 
 
 def test_the_newest_last_checkpoint_is_found(tmp_path):

@@ -199,8 +199,9 @@ def test_optuna_missing_is_said(files, monkeypatch):
         tune(**files)
 
 
-def test_real_trials_killed_in_the_second_and_started_again(tmp_path):
-    """Two trials of two epochs on a few digits; the search is ended while the second one trains."""
+@pytest.fixture
+def real(tmp_path):
+    """Arguments for real trials, of two epochs on a few digits."""
     root = write_digits(str(tmp_path / "set"), {"train": 6, "val": 4})
     config = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
     config["trainer"] = {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "num_sanity_val_steps": 0}
@@ -211,10 +212,35 @@ def test_real_trials_killed_in_the_second_and_started_again(tmp_path):
     config["data"] |= {"num_workers": 0, "batch_size": 2}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     (tmp_path / "search.yaml").write_text(yaml.safe_dump(SEARCH))
+    return {"config": str(tmp_path / "config.yaml"), "search": str(tmp_path / "search.yaml"), "out": str(tmp_path / "out")}
+
+
+def assert_complete(out, count):
+    """Trials were trained with what they were given, and their value is what they logged."""
+    trials = study_of(out).trials
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * count
+    for trial in trials:
+        assert sorted(trial.intermediate_values) == [0, 1]
+        folder = out / f"trial_{trial.number:03d}"
+        assert learning_rate(read_yaml(folder / "config.yaml")) == trial.params[LR]
+        logged = lit_detect.compare_runs.read_history(folder)["val/map"][1]
+        assert trial.value == pytest.approx(max(logged), rel=1e-6)
+    assert learning_rate(read_yaml(out / "best.yaml")) == study_of(out).best_params[LR]
+
+
+def test_a_real_trial(real, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    tune(**real, trials=1)
+    assert_complete(tmp_path / "out", 1)
+
+
+@pytest.mark.slow
+def test_real_trials_killed_in_the_second_and_started_again(real, tmp_path):
+    """The search is ended while the second of two trials trains."""
     out = tmp_path / "out"
-    arguments = ["tune", "--config", str(tmp_path / "config.yaml"), "--search", str(tmp_path / "search.yaml"), "--trials", "2"]
+    arguments = [f"--{name}={value}" for name, value in {**real, "trials": 2}.items()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    line = [sys.executable, "-m", "lit_detect", *arguments, "--out", str(out)]
+    line = [sys.executable, "-m", "lit_detect", "tune", *arguments]
     search = subprocess.Popen(line, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 600
     while not (out / "trial_001" / "fit.log").exists() and time.monotonic() < deadline:
@@ -226,17 +252,9 @@ def test_real_trials_killed_in_the_second_and_started_again(tmp_path):
 
     done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    trials = study_of(out).trials
-    assert [trial.state.name for trial in trials] == ["COMPLETE", "COMPLETE"]
-    assert all(sorted(trial.intermediate_values) == [0, 1] for trial in trials)
+    assert_complete(out, 2)
     assert (out / "trial_000" / "config.yaml").stat().st_mtime_ns == first
     assert "trial_000:" not in done.stdout
-    for trial in trials:
-        folder = out / f"trial_{trial.number:03d}"
-        assert learning_rate(read_yaml(folder / "config.yaml")) == trial.params[LR]
-        logged = lit_detect.compare_runs.read_history(folder)["val/map"][1]
-        assert trial.value == pytest.approx(max(logged), rel=1e-6)
-    assert learning_rate(read_yaml(out / "best.yaml")) == study_of(out).best_params[LR]
 
 
 def test_the_shipped_search_fits_the_quickstart():

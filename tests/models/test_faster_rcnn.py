@@ -35,14 +35,14 @@ def test_faster_rcnn_on_resnet50_fpn_is_torchvisions(tmp_path):
 
 
 def test_the_second_version_is_torchvisions(tmp_path):
-    every = 10**5
+    every = 10**5  # of small images: the head's convolutions go over each anchor
     reference = fasterrcnn_resnet50_fpn_v2(
-        weights=None, weights_backbone=None, num_classes=91, min_size=64, max_size=96, box_batch_size_per_image=every,
+        weights=None, weights_backbone=None, num_classes=91, min_size=20, max_size=32, box_batch_size_per_image=every,
         rpn_pre_nms_top_n_train=every, rpn_post_nms_top_n_train=every, rpn_nms_thresh=1.0,
     )  # fmt: skip
     backbone = TorchvisionBackbone("resnet50", ["layer1", "layer2", "layer3", "layer4"])
     detector = FasterRCNN(
-        CLASSES_91, backbone, fpn_norms=True, rpn_convs=2, head_convs=4, min_size=64, max_size=96, roi_batch_size=every,
+        CLASSES_91, backbone, fpn_norms=True, rpn_convs=2, head_convs=4, min_size=20, max_size=32, roi_batch_size=every,
         proposals_before_nms=(every, 1000), proposals=(every, 1000), rpn_nms_threshold=1.0,
     )  # fmt: skip
     assert_parity(detector, reference, LOSSES, tmp_path)
@@ -130,9 +130,7 @@ def test_images_without_a_proposal_have_losses_and_no_detections(dropped, monkey
 
 
 def test_boxes_of_a_bf16_run_are_within_half_a_pixel():
-    network = FasterRCNN(
-        ["a", "b"], TorchvisionBackbone("resnet18", ["layer2", "layer3", "layer4"]), min_size=320, max_size=480
-    ).network.eval()
+    network = FasterRCNN(["a", "b"], TinyBackbone(), fpn_channels=32, min_size=320, max_size=480).network.eval()
     inputs = network.inputs([torch.randint(0, 256, (3, 320, 480), dtype=torch.uint8)])
     proposals = [torch.tensor([[10.0, 20, 300, 310], [100, 50, 470, 110], [7.3, 9.1, 40.2, 33.3]])]
     anchors = Anchors(proposals[0][:, None])
