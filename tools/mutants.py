@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -100,19 +101,22 @@ def mutants(parent: ast.AST, modules: set[str], line: int = 0) -> Iterator[tuple
                 yield from mutants(child, modules, at)
 
 
-class Seconds(dict[str, float]):
+@dataclass(eq=False)  # pytest wants to tell plugins apart
+class Quickest:
     """A plugin of pytest: how long each test takes; and the quickest first, once that is known."""
+
+    seconds: dict[str, float]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add a test's set-up, call or end."""
-        self[report.nodeid] = self.get(report.nodeid, 0) + report.duration
+        self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0) + report.duration
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Sort."""
-        items.sort(key=lambda item: self.get(item.nodeid, 0))
+        items.sort(key=lambda item: self.seconds.get(item.nodeid, 0))
 
 
-def run(arguments: list[str], limit: float, seconds: Seconds, told: Path, name: str, code: Any) -> int:
+def run(arguments: list[str], limit: float, seconds: dict[str, float], told: Path, name: str, code: Any) -> int:
     """In a fork: pytest's status, with this code as that of the module where it is given; a signal's, negative, after so many seconds."""
     if child := os.fork():
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -128,7 +132,10 @@ def run(arguments: list[str], limit: float, seconds: Seconds, told: Path, name: 
             real = importlib.machinery.SourceFileLoader.get_code
             importlib.machinery.SourceFileLoader.get_code = lambda self, of: code if of == name else real(self, of)  # type: ignore
             importlib.import_module(name)  # before pytest, which would read the file by a loader of its own
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *arguments], plugins=[seconds])
+        status = pytest.main(
+            ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", *arguments],
+            plugins=[Quickest(seconds)],
+        )
         told.write_text(json.dumps([seconds, [module for module in sys.modules if not module.startswith(("lit_detect", "tests"))]]))
     finally:
         sys.stdout.flush()
@@ -148,7 +155,7 @@ def main() -> None:
     sys.path.insert(0, os.getcwd())
     arguments, start = [*arguments, str(given.module)], time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        if status := run(arguments, 900, Seconds(), told := Path(folder) / "told.json", "", None):
+        if status := run(arguments, 900, {}, told := Path(folder) / "told.json", "", None):
             sys.exit(f"Expected tests that pass without a fault but got {status} from pytest.")
         seconds, foreign = json.loads(told.read_text())
     limit = 2 * (time.monotonic() - start) + 5
@@ -164,7 +171,9 @@ def main() -> None:
         old, place[key] = place[key], new
         code, after = compile(ast.fix_missing_locations(tree), given.module.resolve(), "exec"), ast.unparse(tree).splitlines()
         place[key] = old
-        ends.append(run(arguments, limit, Seconds(seconds), Path(os.devnull), name, code))
+        ends.append(run(arguments, limit, dict(seconds), Path(os.devnull), name, code))
+        if ends[-1] == pytest.ExitCode.INTERNAL_ERROR:
+            sys.exit(f"Expected tests that pass or fail but pytest itself failed with {ast.unparse(new)} at {given.module}:{line}.")
         if ends[-1] == 0:
             diff = [row for row in difflib.unified_diff(before, after, lineterm="", n=0) if not row.startswith(("---", "+++", "@@"))]
             print(f"\n{given.module}:{line}", *diff, sep="\n", flush=True)
