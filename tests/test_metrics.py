@@ -320,6 +320,7 @@ def test_images_are_told_apart_by_ids_of_any_size():
         found = {name: value[: index < 3] for name, value in {**target, "scores": torch.ones(1)}.items()}
         metric.update([found], [target if identity is None else {**target, "image_id": torch.tensor(identity)}])
     assert metric.compute()["mar_100"] == pytest.approx(3 / (len(ids) + 2))
+    assert [int(target["image_id"]) for target in metric.targets[:-2]] == sorted(ids)
 
 
 KINDS = (COCOMeanAveragePrecision, VOCMeanAveragePrecision)

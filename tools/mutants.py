@@ -147,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(usage="%(prog)s MODULE TEST ... [options, also pytest's]")
     parser.add_argument("module", type=Path)
     parser.add_argument("--sample", type=int, default=120, help="so many mutants, drawn at random")
-    parser.add_argument("--skip", type=int, default=0, help="but not the first so many of them, which an earlier run had")
+    parser.add_argument("--only", help="of these only some, by the numbers that they had when they lived on: 3,17")
     parser.add_argument("--seed", type=int, default=0)
     given, arguments = parser.parse_known_args()
     settings.register_profile("mutants", database=None, derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate])
@@ -165,9 +165,11 @@ def main() -> None:
     tree = ast.parse(given.module.read_text())
     imports = [alias for node in ast.walk(tree) for alias in getattr(node, "names", []) if isinstance(alias, ast.alias)]
     everything = list(mutants(tree, {alias.asname or alias.name for alias in imports}))
-    sample = random.Random(given.seed).sample(everything, min(given.sample, len(everything)))[given.skip :]
+    sample = random.Random(given.seed).sample(everything, min(given.sample, len(everything)))
+    numbers = [int(number) for number in given.only.split(",")] if given.only else range(len(sample))
     before, name, ends = ast.unparse(tree).splitlines(), ".".join(given.module.with_suffix("").parts), []
-    for line, place, key, new in sample:
+    for number in numbers:
+        line, place, key, new = sample[number]
         old, place[key] = place[key], new
         code, after = compile(ast.fix_missing_locations(tree), given.module.resolve(), "exec"), ast.unparse(tree).splitlines()
         place[key] = old
@@ -176,12 +178,10 @@ def main() -> None:
             sys.exit(f"Expected tests that pass or fail but pytest itself failed with {ast.unparse(new)} at {given.module}:{line}.")
         if ends[-1] == 0:
             diff = [row for row in difflib.unified_diff(before, after, lineterm="", n=0) if not row.startswith(("---", "+++", "@@"))]
-            print(f"\n{given.module}:{line}", *diff, sep="\n", flush=True)
-    killed = len(sample) - ends.count(0)
-    print(
-        f"\n{given.module}: {killed} of {len(sample)} mutants killed ({killed / len(sample):.0%}), {ends.count(-signal.SIGALRM)} by time,"
-    )
-    print(f"drawn from {len(everything)} with seed {given.seed}, in {(time.monotonic() - start) / 60:.1f} minutes")
+            print(f"\n{given.module}:{line} (number {number})", *diff, sep="\n", flush=True)
+    killed, late = len(ends) - ends.count(0), ends.count(-signal.SIGALRM)
+    print(f"\n{given.module}: {killed} of {len(ends)} mutants killed ({killed / len(ends):.0%}), {late} of them by time;")
+    print(f"of {len(everything)}, drawn with seed {given.seed}, in {(time.monotonic() - start) / 60:.1f} minutes")
 
 
 if __name__ == "__main__":
