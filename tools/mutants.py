@@ -58,7 +58,7 @@ def variants(node: Any, modules: set[str]) -> Iterator[ast.AST]:
                 yield from (changed(node, ops=[*ops[:index], other(), *ops[index + 1 :]]) for other in OPERATORS[type(op)])
         case ast.BinOp(op=op) | ast.BoolOp(op=op) | ast.AugAssign(op=op):
             yield from (changed(node, op=other()) for other in OPERATORS.get(type(op), []))
-            yield from (changed(node, values=values) for values in without(getattr(node, "values", [])))
+            yield from (changed(node, values=left) if left[1:] else left[0] for left in without(getattr(node, "values", [])))
             yield from [ast.Pass()] if isinstance(node, ast.AugAssign) else []
         case ast.UnaryOp(operand=operand):
             yield operand
