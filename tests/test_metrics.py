@@ -221,6 +221,17 @@ def test_vocs_rules_by_hand():
     assert voc_ap([(0.9, [0, 0, 10, 8])], [left], iou_threshold=0.75) == pytest.approx(1)
 
 
+def test_what_is_found_where_nothing_is_counts_as_wrong():
+    """Also where the last target of all is a difficult one."""
+    box, label = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([1])
+    nothing = {"boxes": box[:0], "labels": label[:0], "difficult": label[:0]}
+    both = {"boxes": torch.cat([box, box + 50]), "labels": label.repeat(2), "difficult": torch.tensor([0, 1])}
+    metric = VOCMeanAveragePrecision(["cat"], "all")
+    found = {"boxes": box, "labels": label}
+    metric.update([{**found, "scores": torch.tensor([score])} for score in (0.9, 0.8)], [nothing, both])
+    assert metric.compute()["voc_map"] == pytest.approx(1 / 2)
+
+
 def test_a_detector_logs_vocs_ap_beside_cocos_and_its_checkpoint_needs_no_metric(tmp_path):
     detector = DETECTORS["ssd"](metric=functools.partial(VOCMeanAveragePrecision, points="all"))
     batches = [random_batch([(96, 96)] * 2, [2, 3])]
