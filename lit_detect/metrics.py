@@ -70,9 +70,8 @@ class DetectionMetric(Metric):
         self.images = self._images()
         if not self._is_synced:
             return self.evaluate()
-        values = [self.evaluate() if torch.distributed.get_rank(self.process_group) == 0 else {}]
-        source = torch.distributed.get_global_rank(self.process_group, 0) if self.process_group else 0
-        torch.distributed.broadcast_object_list(values, source, self.process_group)
+        values = [self.evaluate() if torch.distributed.get_rank() == 0 else {}]
+        torch.distributed.broadcast_object_list(values, 0)
         return values[0]
 
     def evaluate(self) -> dict[str, float]:
@@ -111,7 +110,7 @@ class DetectionMetric(Metric):
     def _sync_dist(self, dist_sync_fn: Callable[..., list[Tensor]] = gather_all_tensors, process_group: Any = None) -> None:
         """Gather the rows of all ranks, over the device: NCCL takes none of the CPU's tensors."""
         rows = torch.cat([torch.zeros(0, COLUMNS), *(rows.cpu() for rows in self.rows)])
-        self.rows = [rows.cpu() for rows in dist_sync_fn(rows.to(self.device), group=process_group or self.process_group)]
+        self.rows = [rows.cpu() for rows in dist_sync_fn(rows.to(self.device), group=process_group)]
 
 
 class COCOMeanAveragePrecision(DetectionMetric):

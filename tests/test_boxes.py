@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torchvision.models.detection._utils import BoxCoder, Matcher, SSDMatcher
 from torchvision.ops import box_iou
 
-from lit_detect.boxes import Anchors, assign, decode, encode, match, match_above, match_or_ignore, overlaps, scale_boxes
+from lit_detect.boxes import Anchors, assign, decode, encode, match, match_above, match_or_ignore, overlaps, scale_boxes, without_crowd
 
 
 def random_boxes(count: int, generator: torch.Generator, largest: float = 100.0) -> torch.Tensor:
@@ -36,7 +36,23 @@ def test_encode_and_decode_agree_with_torchvision_and_are_inverse(seed):
 
 
 def test_decode_does_not_overflow():
-    assert decode(torch.full((1, 4), 1e4), torch.tensor([[0.0, 0.0, 10.0, 10.0]])).isfinite().all()
+    anchors = torch.tensor([[0.0, 0.0, 10.0, 20.0]])
+    assert decode(torch.full((1, 4), 1e4), anchors).isfinite().all()
+    largest = decode(torch.tensor([[0.0, 0, 1e4, 1e4]]), anchors)[0].tolist()  # 62.5 times the anchor
+    assert largest == pytest.approx([5 - 312.5, 10 - 625, 5 + 312.5, 10 + 625], rel=1e-5)
+
+
+def test_anchors_have_weights_of_their_own_and_keep_them():
+    anchors, boxes = (random_boxes(20, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    weighted = Anchors(anchors, (1.0, 2.0, 3.0, 4.0), per_map=(15, 5))
+    some = torch.tensor([7, 3, 3])
+    for ours, index in ((weighted, slice(None)), (weighted[some], some)):
+        coder = BoxCoder(weights=(1.0, 2.0, 3.0, 4.0))
+        deltas = ours.encode(boxes[index])
+        torch.testing.assert_close(deltas, coder.encode_single(boxes[index], anchors[index]), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(ours.decode(deltas), boxes[index], rtol=1e-4, atol=1e-2)
+        assert len(ours) == len(anchors[index])
+    assert (weighted.per_map, weighted[some].per_map) == ((15, 5), ())  # some of them need not be those of whole maps
 
 
 @given(st.integers(0, 2**31), st.integers(1, 12))
@@ -53,6 +69,43 @@ def test_match_agrees_with_torchvision(seed, count):
 def test_each_box_takes_its_best_anchor_whatever_the_overlap():
     anchors = torch.tensor([[0.0, 0, 10, 10], [30, 30, 40, 40]])
     assert matched(partial(match, threshold=0.5), anchors, torch.tensor([[8.0, 8, 20, 20]])) == [0, -1]
+
+
+def test_an_overlap_of_just_the_threshold_is_enough():
+    anchors, box = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5], [0, 0, 10, 2.5], [0, 0, 10, 2]]), torch.tensor([[0.0, 0, 10, 10]])
+    assert matched(partial(match, threshold=0.5), anchors, box) == [0, 0, -1, -1]
+    assert matched(partial(match_above, threshold=0.5), anchors, box) == [0, 0, -1, -1]
+    assert matched(partial(match_or_ignore, threshold=0.5, background=0.25), anchors, box) == [0, 0, -2, -1]
+
+
+def test_of_two_boxes_with_the_same_best_anchor_the_later_takes_it():
+    anchors, boxes = torch.tensor([[0.0, 0, 10, 10], [50, 50, 60, 60]]), torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 8]])
+    assert matched(partial(match, threshold=0.5), anchors, boxes) == [1, -1]
+    assert matched(partial(match, threshold=0.5), anchors, boxes.flip(0)) == [1, -1]
+
+
+def test_assign_works_out_so_many_overlaps_at_once_or_those_of_an_image():
+    """Three boxes, and a row for none, with 10 anchors are 40 overlaps an image."""
+    anchors, generator = Anchors(random_boxes(10, torch.Generator().manual_seed(0))), torch.Generator().manual_seed(1)
+    targets = [{"boxes": random_boxes(count, generator), "labels": torch.ones(count).long()} for count in (3, 0, 1, 3, 2)]
+    for most, expected in ((1, [1] * 5), (40, [1] * 5), (80, [2, 2, 1]), (119, [2, 2, 1]), (400, [5])):
+        images = []
+
+        def recorded(anchors, boxes, there, images=images):
+            images.append(len(boxes))
+            return match(anchors, boxes, there, 0.5)
+
+        with patch.dict("lit_detect.boxes.OVERLAPS_AT_ONCE", cpu=most):
+            assign(anchors, targets, recorded)
+        assert images == expected
+
+
+def test_what_is_assigned_is_of_the_anchors_kind():
+    """Boxes of a data set may be of another precision, and labels of 32 bits."""
+    anchors = Anchors(torch.tensor([[0.0, 0, 10, 10]]))
+    target = {"boxes": anchors.boxes.double(), "labels": torch.tensor([3], dtype=torch.int32)}
+    labels, boxes = assign(anchors, [target], partial(match, threshold=0.5))
+    assert (labels.tolist(), labels.dtype, boxes.dtype) == ([[3]], torch.int64, torch.float32)
 
 
 def test_assign_gives_background_its_own_anchor_as_box():
@@ -134,3 +187,18 @@ def test_scale_boxes_there_and_back(size):
     assert scaled[2][0, 0] == pytest.approx(boxes[2][0, 0].item() * 2.5)
     for before, after in zip(boxes, scale_boxes(scaled, others, sizes), strict=True):
         torch.testing.assert_close(after, before)
+
+
+def test_a_crowd_is_not_learnt():
+    target = {
+        "boxes": torch.tensor([[0.0, 0, 1, 1], [0, 0, 2, 2], [0, 0, 3, 3]]),
+        "labels": torch.tensor([1, 2, 3]),
+        "iscrowd": torch.tensor([0, 1, 0]),
+        "image_id": torch.tensor(7),
+    }
+    learnt = without_crowd(target)
+    assert {name: value.tolist() for name, value in learnt.items()} == {
+        "boxes": [[0, 0, 1, 1], [0, 0, 3, 3]], "labels": [1, 3], "iscrowd": [0, 0], "image_id": 7
+    }  # fmt: skip
+    plain = {name: target[name] for name in ("boxes", "labels")}
+    assert without_crowd(plain) == plain

@@ -1,3 +1,4 @@
+import inspect
 from functools import partial
 from unittest.mock import patch
 
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.ssd import SSD
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from lit_detect import InputError, PostProcess
@@ -177,6 +179,15 @@ def test_what_is_not_a_number_hides_nothing():
     assert found["scores"].tolist() == scores[39:, 0].sort(descending=True).values[:10].tolist()
 
 
+def test_by_default_it_is_torchvisions_ssd():
+    theirs = inspect.signature(SSD).parameters
+    ours = PostProcess()
+    assert (ours.score_threshold, ours.nms_threshold, ours.detections_per_image) == tuple(
+        theirs[name].default for name in ("score_thresh", "nms_thresh", "detections_per_img")
+    )
+
+
 def test_no_detections_at_all_are_not_what_anybody_wants():
     with pytest.raises(InputError, match="detections_per_image to be 1 or more but got 0"):
         PostProcess(detections_per_image=0)
+    assert PostProcess(detections_per_image=1).detections_per_image == 1

@@ -128,6 +128,43 @@ def test_what_was_evaluated_stays_at_hand():
                 torch.testing.assert_close(mine[name], value, check_dtype=False)
 
 
+def test_targets_have_the_fields_that_analysis_reads():
+    boxes = torch.tensor([[0.0, 0, 10, 20], [5, 5, 10, 10], [0, 0, 4, 4]])
+    target = {"boxes": boxes, "labels": torch.tensor([1, 2, 1]), "difficult": torch.tensor([0, 1, 0])}
+    found = {"boxes": boxes[:1].half(), "labels": torch.tensor([2]), "scores": torch.tensor([0.5]).half()}
+    metric = VOCMeanAveragePrecision(["a", "b"])
+    metric.update([found] * 2, [target, {**target, "area": torch.tensor([7.0, 8.0, 9.0]), "image_id": torch.tensor(-5)}])
+    metric.compute()
+    identified, unknown = metric.targets  # those without an id come last
+    assert "image_id" not in unknown
+    assert (identified["image_id"].item(), identified["area"].tolist(), unknown["area"].tolist()) == (-5, [7, 8, 9], [200, 25, 16])
+    for one in metric.targets:
+        assert (one["labels"].tolist(), one["iscrowd"].tolist(), one["boxes"].tolist()) == ([1, 2, 1], [0, 1, 0], boxes.tolist())
+    for one in metric.detections:
+        assert (one["labels"].tolist(), one["scores"].tolist(), one["boxes"].dtype) == ([2], [0.5], torch.float32)
+
+
+def test_detections_without_targets_are_no_images():
+    metric = COCOMeanAveragePrecision(["a"])
+    metric.update([], [])
+    assert (metric.rows, metric.detections, metric.targets) == ([], [], [])
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    with pytest.raises(ValueError, match="shorter"):
+        metric.update([{**empty, "scores": torch.zeros(0)}] * 2, [empty])
+
+
+def test_other_limits_of_detections():
+    """Three of three found by the three best of four detections, the last of which is wrong."""
+    boxes = torch.tensor([[0.0, 0, 50, 50], [60, 0, 110, 50], [120, 0, 170, 50], [200, 0, 250, 50]])
+    found = {"boxes": boxes, "labels": torch.ones(4).long(), "scores": torch.tensor([0.9, 0.8, 0.7, 0.6])}
+    metric = COCOMeanAveragePrecision(["a"], max_detections=(1, 2, 3))
+    metric.update([found], [{"boxes": boxes[:3], "labels": torch.ones(3).long()}])
+    values = metric.compute()
+    assert {name: value for name, value in values.items() if name.startswith("mar_")} == pytest.approx(
+        {"mar_1": 1 / 3, "mar_2": 2 / 3, "mar_3": 1.0, "mar_medium": 1.0}
+    )
+
+
 def devkit_images(folder, classes):
     """Detections and targets of the oracle by image. The kit counts pixels from 1: their edges are from one less."""
     label_of = {name: label for label, name in enumerate(classes, start=1)}
@@ -157,12 +194,12 @@ def test_the_development_kits_numbers_of_a_detector_on_all_of_voc2007(shared, po
     assert values == pytest.approx({f"voc_ap/{name}": one[of_class] for name, one in expected["classes"].items()}, abs=1e-12)
 
 
-def voc_ap(found, sought, points="all", **fields):
+def voc_ap(found, sought, points="all", iou_threshold=0.5, **fields):
     """AP of detections (score, box) and target boxes on one image."""
     boxes, target_boxes = (torch.tensor(one, dtype=torch.float32).reshape(-1, 4) for one in ([box for _, box in found], sought))
     detections = {"boxes": boxes, "labels": torch.ones(len(boxes)).long(), "scores": torch.tensor([score for score, _ in found])}
     target = {"boxes": target_boxes, "labels": torch.ones(len(target_boxes)).long()}
-    metric = VOCMeanAveragePrecision(["cat"], points)
+    metric = VOCMeanAveragePrecision(["cat"], points, iou_threshold)
     metric.update([detections], [{**target, **{name: torch.tensor(value) for name, value in fields.items()}}])
     return metric.compute()["voc_map"]
 
@@ -180,6 +217,19 @@ def test_vocs_rules_by_hand():
     # half is enough
     assert voc_ap([(0.9, [0, 0, 10, 5])], [left]) == pytest.approx(1)
     assert voc_ap([(0.9, [0, 0, 10, 4.9])], [left]) == 0
+    assert voc_ap([(0.9, [0, 0, 10, 7])], [left], iou_threshold=0.75) == 0
+    assert voc_ap([(0.9, [0, 0, 10, 8])], [left], iou_threshold=0.75) == pytest.approx(1)
+
+
+def test_what_is_found_where_nothing_is_counts_as_wrong():
+    """Also where the last target of all is a difficult one."""
+    box, label = torch.tensor([[0.0, 0, 10, 10]]), torch.tensor([1])
+    nothing = {"boxes": box[:0], "labels": label[:0], "difficult": label[:0]}
+    both = {"boxes": torch.cat([box, box + 50]), "labels": label.repeat(2), "difficult": torch.tensor([0, 1])}
+    metric = VOCMeanAveragePrecision(["cat"], "all")
+    found = {"boxes": box, "labels": label}
+    metric.update([{**found, "scores": torch.tensor([score])} for score in (0.9, 0.8)], [nothing, both])
+    assert metric.compute()["voc_map"] == pytest.approx(1 / 2)
 
 
 def test_a_detector_logs_vocs_ap_beside_cocos_and_its_checkpoint_needs_no_metric(tmp_path):
@@ -281,6 +331,7 @@ def test_images_are_told_apart_by_ids_of_any_size():
         found = {name: value[: index < 3] for name, value in {**target, "scores": torch.ones(1)}.items()}
         metric.update([found], [target if identity is None else {**target, "image_id": torch.tensor(identity)}])
     assert metric.compute()["mar_100"] == pytest.approx(3 / (len(ids) + 2))
+    assert [int(target["image_id"]) for target in metric.targets[:-2]] == sorted(ids)
 
 
 KINDS = (COCOMeanAveragePrecision, VOCMeanAveragePrecision)

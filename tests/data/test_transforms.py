@@ -1,3 +1,4 @@
+import inspect
 import random
 
 import albumentations as A
@@ -255,17 +256,45 @@ def test_arguments_from_yaml():
         (RandomZoomOut, {"side_range": (3, 2)}, "side_range"),
         (RandomZoomOut, {"side_range": (1, 2, 3)}, "side_range"),
         (RandomZoomOut, {"fill": []}, "1 to 4 values as fill"),
+        (RandomZoomOut, {"fill": [1, 2, 3, 4, 5]}, "1 to 4 values as fill"),
         (RandomIoUCrop, {"min_scale": 0}, "min_scale"),
+        (RandomIoUCrop, {"min_scale": 0.9, "max_scale": 0.8}, "max_scale"),
         (RandomIoUCrop, {"max_scale": 1.5}, "max_scale <= 1"),
+        (RandomIoUCrop, {"min_aspect_ratio": 0}, "min_aspect_ratio"),
         (RandomIoUCrop, {"min_aspect_ratio": 3}, r"aspect_ratio but got \(3, 2.0\)"),
         (RandomIoUCrop, {"overlaps": []}, "overlaps"),
         (RandomIoUCrop, {"overlaps": [float("nan")]}, "overlaps"),
+        (RandomIoUCrop, {"overlaps": [0.5, -0.1]}, "overlaps"),
         (RandomIoUCrop, {"trials": 0}, "trials"),
     ],
 )
 def test_arguments_out_of_range_are_named(transform, arguments, match):
     with pytest.raises(InputError, match=match):
         transform(**arguments)
+
+
+def test_arguments_at_the_edge_of_their_range():
+    assert RandomZoomOut(side_range=(1, 1), fill=(1, 2, 3, 4)).side_range == (1, 1)
+    crop = RandomIoUCrop(min_scale=1, max_scale=1, min_aspect_ratio=2, max_aspect_ratio=2, overlaps=(0,), trials=1)
+    assert augment([crop], np.zeros((20, 40, 3), np.uint8), [[5, 5, 9, 9]])["image"].shape == (20, 40, 3)
+    zoomed = augment([RandomZoomOut(side_range=(1, 1), p=1)], np.ones((20, 40, 3), np.uint8), [[5, 5, 9, 9]])
+    assert zoomed["image"].tolist() == np.ones((20, 40, 3)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [(RandomZoomOut, v2.RandomZoomOut, ["side_range", "p"]),
+     (RandomIoUCrop, v2.RandomIoUCrop, ["min_scale", "max_scale", "min_aspect_ratio", "max_aspect_ratio", "trials"])],
+)  # fmt: skip
+def test_defaults_are_torchvisions(ours, theirs, same):
+    ours, theirs = (inspect.signature(of).parameters for of in (ours, theirs))
+    assert [ours[name].default for name in same] == [theirs[name].default for name in same]
+
+
+def test_by_default_overlaps_are_the_papers():
+    """SSD, section 2.2: .1, .3, .5, .7 or .9, any patch, or the whole image."""
+    crop = RandomIoUCrop()
+    assert (sorted(crop.overlaps), crop.p) == ([0, 0.1, 0.3, 0.5, 0.7, 0.9, 1], 1)
 
 
 def test_boxes_without_area_or_outside_are_left_out():
