@@ -92,6 +92,27 @@ def test_what_does_not_fit_is_named(train, arguments, stage, message):
         data.setup(stage)
 
 
+def test_a_folder_gives_what_is_not_given(train, voc_root):
+    given = VOCDetection(str(voc_root), "train")
+    data = DetectionDataModule(val=given, folder=str(voc_root))
+    data.setup("fit")
+    assert data.splits["val"] is given
+    assert (data.splits["train"].image_set, len(data.feeds["train"])) == ("train", 5)
+    assert DetectionDataModule(folder=str(voc_root)).splits["val"].image_set == "val"
+    with pytest.raises(InputError, match=r"Expected data\.test, .* not set, and .*VOC has no split of this name"):
+        data.setup("test")
+    with pytest.raises(InputError, match=r"Expected data\.folder, whose readers data\.on_invalid is for, but got none"):
+        DetectionDataModule(train=train, on_invalid="drop")
+
+
+def test_a_folder_is_not_looked_for_to_predict(voc_root):
+    data = DetectionDataModule(folder="nowhere", predict=str(voc_root / "JPEGImages"), classes=["cat"])
+    data.setup("predict")
+    assert (data.classes, len(data.feeds["predict"])) == (["cat"], 5)
+    with pytest.raises(InputError, match="there is no folder nowhere"):
+        data.setup("fit")
+
+
 def test_no_classes_at_all_is_named():
     with pytest.raises(InputError, match="Expected data with classes"):
         DetectionDataModule().classes  # noqa: B018
