@@ -65,13 +65,14 @@ class FindLearningRate(LearningRateFinder):
                 hook.remove()
         if self.optimal_lr is None:  # fast_dev_run
             return
-        rates, losses = self.optimal_lr.results["lr"], self.optimal_lr.results["loss"]
+        losses = self.optimal_lr.results["loss"]
+        rates = self.optimal_lr.results["lr"][: len(losses)]
         found = pl_module.found_lr = steepest(rates, losses)
         trainer.strategy.setup_optimizers(trainer)
         path = run_folder(trainer) / "learning_rate.png"
         if trainer.is_global_zero:
             draw(path, rates, losses, found)
-            print(f"learning rate: {found:.3g}, where the loss falls fastest in {len(losses)} steps up to {rates[len(losses) - 1]:.3g}: {path}")
+            print(f"learning rate: {found:.3g}, where the loss falls fastest in {len(losses)} steps up to {rates[-1]:.3g}: {path}")
 
 
 class FindBatchSize(BatchSizeFinder):
@@ -92,9 +93,8 @@ class FindBatchSize(BatchSizeFinder):
         if max_batch_size < 2 or steps_per_trial < 1:
             raise InputError(f"Expected max_batch_size from 2 and steps_per_trial from 1 but got {max_batch_size} and {steps_per_trial}.")
         super().__init__("power", steps_per_trial)
-        self.max_batch_size, self.found = max_batch_size, None
-
-    found: int | None
+        self.max_batch_size = max_batch_size
+        self.found: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str | None = None) -> None:
         if stage == "fit":
@@ -143,7 +143,8 @@ def trial(trainer: Trainer, detector: Any) -> Iterator[None]:
         yield
     finally:
         trainer.check_val_every_n_epoch, loop.max_epochs = before
-        loop.restarting = loop.epoch_loop.restarting = False
+        loop._restarting = False  # its setter says True of a training whose length is in steps
+        loop.epoch_loop.restarting = False
 
 
 def keep_factors(optimizer: Optimizer) -> list[Any]:
@@ -173,7 +174,7 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
     >>> steepest([10.0**power for power in range(-20, 0)], [5.0] * 14 + [4.9, 2.0, 1.0, 1.1, 9.0, 50.0])
     1e-05
     """
-    points = np.array([[rate, loss] for rate, loss in zip(rates, losses, strict=False)][SKIPPED:-1])
+    points = np.array([[rate, loss] for rate, loss in zip(rates, losses, strict=True)][SKIPPED:-1])
     points = points[np.isfinite(points).all(axis=1)] if len(points) else points
     slopes = np.gradient(points[:, 1], np.log(points[:, 0])) if len(points) > 1 else np.zeros(1)
     if slopes.min() >= 0:
@@ -190,7 +191,7 @@ def draw(path: Path, rates: Sequence[float], losses: Sequence[float], found: flo
 
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axis = figure.subplots()
-    axis.plot(rates[: len(losses)], losses, color="#0072b2")
+    axis.plot(rates, losses, color="#0072b2")
     axis.axvline(found, color="#d55e00", linestyle="--", label=f"{found:.3g}")
     axis.set(xscale="log", xlabel="learning rate", ylabel="loss, running mean")
     axis.legend(title="falls fastest", frameon=False)

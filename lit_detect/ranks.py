@@ -39,8 +39,8 @@ def check_trainer(trainer: Trainer) -> None:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if ours := REPLACED.get(type(callback)):
             raise InputError(
-                f"Expected the callback {ours} of lit_detect but got Lightning's {type(callback).__name__}, after which a training does not "
-                "start from its weights, nor with its own rates for parts of the network."
+                f"Expected the callback {ours} of lit_detect but got Lightning's {type(callback).__name__}, after which a training starts "
+                "neither from its weights nor with its own rates for parts of the network."
             )
 
 

@@ -57,9 +57,12 @@ def fit(digits, tmp_path, monkeypatch):
     """Train two epochs, and give the trainer, the detector and the rates of each step."""
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")  # which seed_everything sets, to be undone
 
-    def training(name, callbacks=(), kind=SSD, lr=0.0625, batch_size=3, ckpt_path=None, **arguments):
+    def training(name, callbacks=(), kind=SSD, lr=0.0625, batch_size=3, ckpt_path=None, length=None, **arguments):
         seed_everything(5, verbose=False)
-        settings = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=0.9), "lr_scheduler": OneCycle()} | arguments
+        settings = {
+            "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=lr, momentum=0.9),
+            "lr_scheduler": OneCycle(),
+        } | arguments
         detector = kind(
             [str(digit) for digit in range(10)], size=64, backbone=LoadedBackbone(), scales="linear", extra_channels=[16],
             backbone_lr_factor=0.5, **settings,
@@ -67,7 +70,7 @@ def fit(digits, tmp_path, monkeypatch):
         data = DetectionDataModule(DigitsVOC("train", digits), DigitsCOCO("val", digits), batch_size=batch_size, num_workers=0)
         keep, checkpoint = Keep(), RunCheckpoint(tmp_path / name / "checkpoints", "best", "val/map", mode="max", save_last=True)
         trainer = Trainer(
-            max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            **(length or {"max_epochs": 2}), accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
             default_root_dir=tmp_path / name, callbacks=[*callbacks, EMAWeightAveraging(decay=0.8), keep, checkpoint],
         )  # fmt: skip
         trainer.fit(detector, data, ckpt_path=ckpt_path)
@@ -105,6 +108,15 @@ def test_a_training_goes_with_the_rate_that_was_found_and_as_if_it_had_been_give
     assert {round(min(step) / max(step), 6) for step in rates} == {0.5}
     given, _, given_rates = fit("given", lr=found, base_batch_size=3)
     assert rates == given_rates
+    assert_same(last(trainer), last(given))
+
+
+def test_a_training_whose_length_is_in_steps_starts_at_its_first_epoch_too(fit):
+    settings = {"length": {"max_steps": 8}, "lr_scheduler": lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)}
+    trainer, detector, rates = fit("found", [FindLearningRate(1e-4, 0.5, 14)], **settings)
+    given, _, given_rates = fit("given", lr=detector.found_lr, **settings)
+    assert rates == given_rates
+    assert [max(step) / detector.found_lr for step in rates] == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5]
     assert_same(last(trainer), last(given))
 
 
@@ -153,7 +165,7 @@ def test_the_steepest_place_is_one_of_finite_losses_after_the_first():
     with pytest.raises(InputError, match="Expected a loss that falls somewhere in 24 steps"):
         steepest(rates, [5.0] * 24)
     with pytest.raises(InputError, match="Expected a loss that falls somewhere in 5 steps"):
-        steepest(rates, losses[:5])
+        steepest(rates[:5], losses[:5])
 
 
 def test_what_cannot_be_found_is_said(fit):

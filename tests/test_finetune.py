@@ -56,7 +56,9 @@ def test_three_commands(command, folders):
     command("fit", "--config", "finetune.yaml", "--data.folder", "numbers", *SMALL)
     start = "lightning_logs/version_0/checkpoints/best.ckpt"
     finder = ["--trainer.callbacks+=FindLearningRate", "--trainer.callbacks.num_training_steps=13", "--trainer.callbacks.max_lr=0.01"]
-    out = command("fit", "--config", "finetune.yaml", "--data.folder", "words", "--model.init_from", start, "--seed_everything", "1", *finder, *SMALL)
+    out = command(
+        "fit", "--config", "finetune.yaml", "--data.folder", "words", "--model.init_from", start, "--seed_everything", "1", *finder, *SMALL
+    )
     run = Path("lightning_logs/version_1")
     assert "learning rate: " in out
     assert {"learning_rate.png", "detections.png", "metrics.json", "checkpoints", "config.yaml"} <= {path.name for path in run.iterdir()}
@@ -80,5 +82,7 @@ def test_a_folder_without_validation_is_trained_to_the_end(command, folders):
     command("fit", "--config", "finetune.yaml", "--data.folder", "numbers", *SMALL)
     assert [path.name for path in Path("lightning_logs/version_0/checkpoints").iterdir()] == ["last.ckpt"]
     with pytest.raises(SystemExit) as exit:
-        command("test", "--config", "finetune.yaml", "--data.folder", "numbers", "--ckpt_path", "lightning_logs/version_0/checkpoints/last.ckpt")
+        command(
+            "test", "--config", "finetune.yaml", "--data.folder", "numbers", "--ckpt_path", "lightning_logs/version_0/checkpoints/last.ckpt"
+        )
     assert "Expected data.test, which this command reads, but it is not set, and numbers has no split of this name." in exit.value.code

@@ -54,7 +54,8 @@ class DetectionDataModule(LightningDataModule):
         seed: of shuffling and augmentation; by default the run's (`seed_everything`), else 0.
         on_unreadable: at a training image that cannot be read any more ``stop``, or ``skip`` it: take the next one that can be read,
             warn, and count it at the end.
-        folder: a VOC, COCO or YOLO folder, whose splits of these names (`splits_to_train`) are what is not given of `train`, `val` and `test`.
+        folder: a VOC, COCO or YOLO folder, whose splits of these names (see `splits_to_train`) are what is not given of `train`,
+            `val` and `test`.
         on_invalid: what the readers of `folder` do about faults (see `AnnotatedImages`); by default ``fix``.
 
     Raises:
@@ -88,7 +89,9 @@ class DetectionDataModule(LightningDataModule):
         self._predict = None if predict is None else to_predict(predict)
         self.folder, self.on_invalid = folder, on_invalid
         if on_invalid is not None and folder is None:
-            raise InputError("Expected data.folder, whose readers data.on_invalid is for, but got none; a data set has an on_invalid of its own.")
+            raise InputError(
+                "Expected data.folder, whose readers data.on_invalid is for, but got none; a data set has an on_invalid of its own."
+            )
         if zoom is not None and not isinstance(transforms, str):
             got = "none" if transforms is None else "a list, which says itself whether it zooms"
             raise InputError(f"Expected the name of a preset as transforms, which zoom changes, but got {got}.")

@@ -17,8 +17,8 @@ from lit_detect.errors import InputError
 __all__ = ["open_splits", "splits_to_train"]
 
 LOOKED_FOR = (
-    "a VOC folder (Annotations, ImageSets/Main), a COCO folder (annotations/instances_*.json or */_annotations.coco.json), a YOLO folder (data.yaml), "
-    "a COCO json, a YOLO data.yaml or a training's config"
+    "a VOC folder (Annotations, ImageSets/Main), a COCO folder (annotations/instances_*.json or */_annotations.coco.json), "
+    "a YOLO folder (data.yaml), a COCO json, a YOLO data.yaml or a training's config"
 )
 NAMED = {"train": r"train\d*", "val": r"val(id|idation)?\d*", "test": r"test\d*"}  # what splits are called: train2017
 
@@ -28,8 +28,9 @@ def open_splits(data: str, on_invalid: OnInvalid = "drop") -> dict[str, Detectio
 
     Args:
         data: a VOC folder, of whose image sets those of one class (``cat_train``) are left out, and ``trainval`` where it is ``train``
-            and ``val`` together; a COCO folder (also Roboflow's, one for each split) or one of its json files, with images in a folder nearby; a YOLO ``data.yaml`` or its
-            folder; or a training's config, whose ``train``, ``val`` and ``test`` are taken.
+            and ``val`` together; a COCO folder (also Roboflow's, with a folder for each split) or one of its json files, with images in
+            a folder nearby; a YOLO ``data.yaml`` or its folder; or a training's config, whose ``train``, ``val`` and ``test`` are
+            taken.
         on_invalid: what the readers do about faults; those of a config do what it says, or ``drop``.
 
     Raises:
@@ -80,10 +81,15 @@ def splits_to_train(folder: str, on_invalid: OnInvalid = "fix") -> dict[str, Det
     for name, pattern in NAMED.items():
         matching = [split for split in splits if re.fullmatch(pattern, split)]
         if len(matching) > 1:
-            raise InputError(f"Expected one split for data.{name} in {folder} but there are {', '.join(matching)}: give data.{name} itself.")
-        found |= {name: splits[split] for split in matching}
+            raise InputError(
+                f"Expected one split for data.{name} in {folder} but there are {', '.join(matching)}: give data.{name} itself."
+            )
+        if matching:
+            found[name] = splits[matching[0]]
     if not found:
-        raise InputError(f"Expected splits called train, val or test in {folder} but there are {', '.join(splits)}: give data.train itself.")
+        raise InputError(
+            f"Expected splits called train, val or test in {folder} but there are {', '.join(splits)}: give data.train itself."
+        )
     return found
 
 
