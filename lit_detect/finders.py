@@ -130,14 +130,16 @@ class FindBatchSize(BatchSizeFinder):
 
 @contextmanager
 def trial(trainer: Trainer, detector: Any) -> Iterator[None]:
-    """Steps before a training, with the weights that it starts from: as many as are wanted, without validation and without a schedule.
+    """Steps before a training, with the weights that it starts from: as many as are wanted, without validation after epochs and without a schedule.
 
     Lightning puts back weights and counts; the optimizers are to be made anew.
     """
     detector.on_fit_start()  # Lightning asks the callbacks first, and what it puts back it would put back over the weights to start from
     loop, strategy = trainer.fit_loop, trainer.strategy
     before = trainer.check_val_every_n_epoch, loop.max_epochs
-    trainer.check_val_every_n_epoch, loop.max_epochs = sys.maxsize, -1
+    loop.max_epochs = -1
+    if trainer.check_val_every_n_epoch is not None:  # else validation goes by steps
+        trainer.check_val_every_n_epoch = sys.maxsize
     strategy.lr_scheduler_configs = []
     try:
         yield

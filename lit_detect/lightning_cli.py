@@ -110,8 +110,8 @@ class DetectionCLI(LightningCLI):
                 config.checkpoint.dirpath = str(Path(path).parent)  # a resumed run goes on choosing among its checkpoints
 
     def _validates(self, data: Namespace) -> bool:
-        """Whether there is a validation set; only a training reads what is in a folder."""
-        return data.val is not None or (data.folder is not None and (self.subcommand != "fit" or "val" in splits_to_train(data.folder)))
+        """Whether there is a validation set; only a training looks into a folder."""
+        return data.val is not None if data.folder is None or self.subcommand != "fit" else "val" in splits_to_train(data.folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes whole checkpoints, and metrics to a CSV file: Lightning would take TensorBoard where that is installed."""

@@ -54,8 +54,8 @@ class DetectionDataModule(LightningDataModule):
         seed: of shuffling and augmentation; by default the run's (`seed_everything`), else 0.
         on_unreadable: at a training image that cannot be read any more ``stop``, or ``skip`` it: take the next one that can be read,
             warn, and count it at the end.
-        folder: a VOC, COCO or YOLO folder, whose splits of these names (see `splits_to_train`) are what is not given of `train`,
-            `val` and `test`.
+        folder: a VOC, COCO or YOLO folder, whose splits of these names (see `splits_to_train`) are taken in place of `train`, `val` and
+            `test`, whatever these are.
         on_invalid: what the readers of `folder` do about faults (see `AnnotatedImages`); by default ``fix``.
 
     Raises:
@@ -111,10 +111,8 @@ class DetectionDataModule(LightningDataModule):
         if self.folder is None:
             return self._given
         found = splits_to_train(self.folder, self.on_invalid or "fix")
-        splits = {name: found.get(name) if given is None else given for name, given in self._given.items()}
-        taken = [f"{name} is {split!r}" for name, split in splits.items() if split is not None]
-        rank_zero_info(printable(f"{self.folder}: {', '.join(taken)}"))
-        return splits
+        rank_zero_info(printable(f"{self.folder}: {', '.join(f'{name} is {split!r}' for name, split in found.items())}"))
+        return {name: found.get(name) for name in self._given}
 
     @property
     def seed(self) -> int:

@@ -82,13 +82,13 @@ def splits_to_train(folder: str, on_invalid: OnInvalid = "fix") -> dict[str, Det
         matching = [split for split in splits if re.fullmatch(pattern, split)]
         if len(matching) > 1:
             raise InputError(
-                f"Expected one split for data.{name} in {folder} but there are {', '.join(matching)}: give data.{name} itself."
+                f"Expected one split for data.{name} in {folder} but there are {', '.join(matching)}: name the data sets in place of it."
             )
         if matching:
             found[name] = splits[matching[0]]
     if not found:
         raise InputError(
-            f"Expected splits called train, val or test in {folder} but there are {', '.join(splits)}: give data.train itself."
+            f"Expected splits called train, val or test in {folder} but there are {', '.join(splits)}: name the data sets in place of it."
         )
     return found
 

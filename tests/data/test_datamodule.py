@@ -92,13 +92,12 @@ def test_what_does_not_fit_is_named(train, arguments, stage, message):
         data.setup(stage)
 
 
-def test_a_folder_gives_what_is_not_given(train, voc_root):
-    given = VOCDetection(str(voc_root), "train")
-    data = DetectionDataModule(val=given, folder=str(voc_root))
+def test_a_folder_goes_before_what_is_given(train, voc_root):
+    data = DetectionDataModule(train=train, val=train, test=train, folder=str(voc_root), on_invalid="drop")
     data.setup("fit")
-    assert data.splits["val"] is given
-    assert (data.splits["train"].image_set, len(data.feeds["train"])) == ("train", 5)
-    assert DetectionDataModule(folder=str(voc_root)).splits["val"].image_set == "val"
+    for name, count in (("train", 5), ("val", 2)):
+        found = data.splits[name]
+        assert (found.image_set, found.on_invalid, len(data.feeds[name])) == (name, "drop", count)
     with pytest.raises(InputError, match=r"Expected data\.test, .* not set, and .*VOC has no split of this name"):
         data.setup("test")
     with pytest.raises(InputError, match=r"Expected data\.folder, whose readers data\.on_invalid is for, but got none"):
