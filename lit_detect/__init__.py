@@ -23,6 +23,7 @@ NAMES = {  # what the package gives, by the modules that have it; a module is im
     "detections": ["PostProcess"],
     "detector": ["Detector"],
     "errors": ["InputError"],
+    "finders": ["FindBatchSize", "FindLearningRate"],
     "losses": ["BoxLoss", "Criterion", "FocalLoss", "HardNegativeMining", "IoULoss", "SmoothL1", "YOLOBoxLoss", "YOLOLoss"],
     "metrics": ["COCOMeanAveragePrecision", "DetectionMetric", "VOCMeanAveragePrecision"],
     "models.backbones": ["Backbone", "TimmBackbone", "TorchvisionBackbone"],
@@ -67,6 +68,8 @@ if TYPE_CHECKING:  # the same, for editors and type checkers
     from lit_detect.detections import PostProcess as PostProcess
     from lit_detect.detector import Detector as Detector
     from lit_detect.errors import InputError as InputError
+    from lit_detect.finders import FindBatchSize as FindBatchSize
+    from lit_detect.finders import FindLearningRate as FindLearningRate
     from lit_detect.losses import BoxLoss as BoxLoss
     from lit_detect.losses import Criterion as Criterion
     from lit_detect.losses import FocalLoss as FocalLoss

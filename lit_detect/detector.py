@@ -67,6 +67,7 @@ class Detector(LightningModule):
     Attributes:
         metrics: for each of ``val`` and ``test``, COCO's AP and the other metric if there is one. After an evaluation they hold all its
             detections and targets.
+        found_lr: the highest learning rate in place of the optimizer's own and of `base_batch_size`; `FindLearningRate` sets it.
 
     Raises:
         InputError: no class, or two of one name.
@@ -74,6 +75,7 @@ class Detector(LightningModule):
 
     network: nn.Module
     metrics: Mapping[str, Sequence[DetectionMetric]]
+    found_lr: float | None = None
 
     def __init__(
         self,
@@ -283,7 +285,12 @@ class Detector(LightningModule):
         optimizer = self.optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] *= group.pop("lr_factor", 1.0)
-        scale_learning_rate(optimizer, self._trainer, self.base_batch_size)
+        if self.found_lr is None:
+            scale_learning_rate(optimizer, self._trainer, self.base_batch_size)
+        else:
+            highest = max(group["lr"] for group in optimizer.param_groups)
+            for group in optimizer.param_groups:
+                group["lr"] = self.found_lr * (group["lr"] / highest)
         return [optimizer], schedulers(self, optimizer)
 
     @classmethod

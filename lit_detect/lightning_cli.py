@@ -19,6 +19,7 @@ from lit_detect import DetectionDataModule, Detector
 from lit_detect.callbacks import ResultsTable, TrainingTime
 from lit_detect.checkpoints import newest_last, read_checkpoint
 from lit_detect.data.presets import RESIZING_PRESETS
+from lit_detect.data.splits import splits_to_train
 from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
 from lit_detect.faults import NonFinite
@@ -96,7 +97,7 @@ class DetectionCLI(LightningCLI):
         for name in ("verbose", "return_predictions"):  # our callbacks print the results, and write what is predicted
             if name in config:
                 config[name] = False
-        if config.data.val is None and config.checkpoint.monitor == "val/map":  # no AP to choose checkpoints by: keep the last
+        if config.checkpoint.monitor == "val/map" and not self._validates(config.data):  # no AP to choose checkpoints by: keep the last
             config.checkpoint.monitor, config.checkpoint.filename, config.checkpoint.save_last = None, "last", None
         if config.get("ckpt_path") == "last" and self.subcommand == "fit":
             config.ckpt_path = last_of_runs(config)
@@ -107,6 +108,10 @@ class DetectionCLI(LightningCLI):
             self._take_classes(config, Path(path))
             if config.checkpoint.dirpath is None and self.subcommand == "fit":
                 config.checkpoint.dirpath = str(Path(path).parent)  # a resumed run goes on choosing among its checkpoints
+
+    def _validates(self, data: Namespace) -> bool:
+        """Whether there is a validation set; only a training looks into a folder."""
+        return data.val is not None if data.folder is None or self.subcommand != "fit" else "val" in splits_to_train(data.folder)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes whole checkpoints, and metrics to a CSV file: Lightning would take TensorBoard where that is installed."""

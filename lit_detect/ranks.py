@@ -6,12 +6,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.strategies import ParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim import Optimizer
 
 from lit_detect.errors import InputError
+
+REPLACED = {LearningRateFinder: "FindLearningRate", BatchSizeFinder: "FindBatchSize"}
 
 __all__ = ["check_trainer", "gathered", "refuse_sharding", "scale_learning_rate"]
 
@@ -21,7 +24,7 @@ def check_trainer(trainer: Trainer) -> None:
 
     Raises:
         InputError: a precision in which boxes cannot be told apart, a strategy that cuts the network up, batch norms over several
-            processes on the CPU.
+            processes on the CPU, a finder of Lightning's.
     """
     if trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
         raise InputError(
@@ -33,6 +36,12 @@ def check_trainer(trainer: Trainer) -> None:
     synced = isinstance(strategy, ParallelStrategy) and strategy._layer_sync is not None
     if synced and trainer.state.fn == TrainerFn.FITTING and strategy.root_device.type == "cpu":
         raise InputError("Expected sync_batchnorm false on the CPU, where torch has no batch norms over several processes, but got true.")
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if ours := REPLACED.get(type(callback)):
+            raise InputError(
+                f"Expected the callback {ours} of lit_detect but got Lightning's {type(callback).__name__}, after which a training starts "
+                "neither from its weights nor with its own rates for parts of the network."
+            )
 
 
 def refuse_sharding(strategy: str) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import logging
+from functools import cached_property
 from typing import Any, Literal
 
 import albumentations as A
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lit_detect.data.dataset import Concatenation, DetectionDataset
+from lit_detect.data.faults import OnInvalid
 from lit_detect.data.feed import EpochSampler, Feed, collate
 from lit_detect.data.folder import to_predict
 from lit_detect.data.presets import preset
+from lit_detect.data.splits import splits_to_train
 from lit_detect.data.workers import start_worker
-from lit_detect.errors import InputError
+from lit_detect.errors import InputError, printable
 from lit_detect.ranks import gathered
 from lit_detect.seeds import run_seed
 
@@ -56,6 +60,9 @@ class DetectionDataModule(LightningDataModule):
         seed: of shuffling and augmentation; by default the run's (`seed_everything`), else 0.
         on_unreadable: at a training image that cannot be read any more ``stop``, or ``skip`` it: take the next one that can be read,
             warn, and count it at the end.
+        folder: a VOC, COCO or YOLO folder, whose splits of these names (see `splits_to_train`) are taken in place of `train`, `val` and
+            `test`, whatever these are.
+        on_invalid: what the readers of `folder` do about faults (see `AnnotatedImages`); by default ``fix``.
 
     Raises:
         InputError: a split that is needed but not given, or empty, or of other classes.
@@ -80,9 +87,17 @@ class DetectionDataModule(LightningDataModule):
         category_ids: list[int] | None = None,
         seed: int | None = None,
         on_unreadable: Literal["stop", "skip"] = "stop",
+        folder: str | None = None,
+        on_invalid: OnInvalid | None = None,
     ) -> None:
         super().__init__()
-        self.splits = {"train": train, "val": val, "test": test, "predict": None if predict is None else to_predict(predict)}
+        self._given: dict[str, Split] = {"train": train, "val": val, "test": test}
+        self._predict = None if predict is None else to_predict(predict)
+        self.folder, self.on_invalid = folder, on_invalid
+        if on_invalid is not None and folder is None:
+            raise InputError(
+                "Expected data.folder, whose readers data.on_invalid is for, but got none; a data set has an on_invalid of its own."
+            )
         if zoom is not None and not isinstance(transforms, str):
             got = "none" if transforms is None else "a list, which says itself whether it zooms"
             raise InputError(f"Expected the name of a preset as transforms, which zoom changes, but got {got}.")
@@ -95,6 +110,15 @@ class DetectionDataModule(LightningDataModule):
         self.feeds: dict[str, Feed] = {}
         self._sampler: EpochSampler | None = None
         self._start = (0, 0)  # of a training that goes on: the epoch, and its images that are taken
+
+    @cached_property
+    def splits(self) -> dict[str, Split]:
+        """The data sets for ``train``, ``val`` and ``test``; none where there is none."""
+        if self.folder is None:
+            return self._given
+        found = splits_to_train(self.folder, self.on_invalid or "fix")
+        rank_zero_info(printable(f"{self.folder}: {', '.join(f'{name} is {split!r}' for name, split in found.items())}"))
+        return {name: found.get(name) for name in self._given}
 
     @property
     def seed(self) -> int:
@@ -122,14 +146,19 @@ class DetectionDataModule(LightningDataModule):
 
     def dataset(self, name: str) -> DetectionDataset:
         """The data set of a split, several as one."""
-        split = self.splits[name]
+        split = self._predict if name == "predict" else self.splits[name]
         if split is None or split == []:
-            raise InputError(f"Expected data.{name}, which this command reads, but it is not set.")
+            nowhere = "" if self.folder is None or name == "predict" else f", and {self.folder} has no split of this name"
+            raise InputError(f"Expected data.{name}, which this command reads, but it is not set{nowhere}.")
         return Concatenation(split) if isinstance(split, list) else split
 
     def setup(self, stage: str) -> None:
         """Read the annotations of what the stage needs, and check them."""
-        for name in {"fit": ["train", *(["val"] if self.splits["val"] is not None else [])], "validate": ["val"]}.get(stage, [stage]):
+        if stage == "fit":
+            needed = ["train"] if self.splits["val"] is None else ["train", "val"]
+        else:
+            needed = ["val" if stage == "validate" else stage]
+        for name in needed:
             if name not in self.feeds:
                 self.feeds[name] = self._read(name)
 

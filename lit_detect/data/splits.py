@@ -1,4 +1,4 @@
-"""From a path to data sets by split, whatever the format: for the verbs ``audit`` and ``convert``."""
+"""From a path to data sets by split, whatever the format: for the verbs ``audit`` and ``convert``, and for ``data.folder``."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from lit_detect.data.voc import VOCDetection
 from lit_detect.data.yolo import YOLO_SETS, YOLODetection, read_yaml
 from lit_detect.errors import InputError
 
-__all__ = ["open_splits"]
+__all__ = ["open_splits", "splits_to_train"]
 
 LOOKED_FOR = (
-    "a VOC folder (Annotations, ImageSets/Main), a COCO folder (annotations/instances_*.json), a YOLO folder (data.yaml), "
-    "a COCO json, a YOLO data.yaml or a training's config"
+    "a VOC folder (Annotations, ImageSets/Main), a COCO folder (annotations/instances_*.json or */_annotations.coco.json), "
+    "a YOLO folder (data.yaml), a COCO json, a YOLO data.yaml or a training's config"
 )
+NAMED = {"train": r"train\d*", "val": r"val(id|idation)?\d*", "test": r"test\d*"}  # what splits are called: train2017
 
 
 def open_splits(data: str, on_invalid: OnInvalid = "drop") -> dict[str, DetectionDataset]:
@@ -27,8 +28,9 @@ def open_splits(data: str, on_invalid: OnInvalid = "drop") -> dict[str, Detectio
 
     Args:
         data: a VOC folder, of whose image sets those of one class (``cat_train``) are left out, and ``trainval`` where it is ``train``
-            and ``val`` together; a COCO folder or one of its json files, with images in a folder nearby; a YOLO ``data.yaml`` or its
-            folder; or a training's config, whose ``train``, ``val`` and ``test`` are taken.
+            and ``val`` together; a COCO folder (also Roboflow's, with a folder for each split) or one of its json files, with images in
+            a folder nearby; a YOLO ``data.yaml`` or its folder; or a training's config, whose ``train``, ``val`` and ``test`` are
+            taken.
         on_invalid: what the readers do about faults; those of a config do what it says, or ``drop``.
 
     Raises:
@@ -36,14 +38,7 @@ def open_splits(data: str, on_invalid: OnInvalid = "drop") -> dict[str, Detectio
     """
     path = Path(data)
     if path.is_dir():
-        for find in (voc_splits, coco_splits, yolo_splits):
-            if splits := find(path, on_invalid):
-                return splits
-        roots = sorted(str(marker.parent) for pattern in ("*/Annotations", "*/*/Annotations") for marker in path.glob(pattern))
-        raise InputError(
-            f"Expected {LOOKED_FOR} but {path} has neither."
-            + (f" There are VOC folders in it, give one of them: {', '.join(roots)}." if roots else "")
-        )
+        return folder_splits(path, on_invalid)
     if not path.is_file():
         raise InputError(f"Expected {LOOKED_FOR} but there is no {path}.")
     if path.suffix == ".json":
@@ -55,6 +50,47 @@ def open_splits(data: str, on_invalid: OnInvalid = "drop") -> dict[str, Detectio
     if path.stem == "data":  # which comes with other people's images; a config is a program, and no one's to be run by mistake
         raise InputError(f"Expected {path} as a YOLO data.yaml but it is a training's config, which is not run by this name: rename it.")
     return config_splits(path, on_invalid)
+
+
+def folder_splits(root: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:
+    """The data sets of a folder."""
+    for find in (voc_splits, coco_splits, yolo_splits):
+        if splits := find(root, on_invalid):
+            return splits
+    roots = sorted(str(marker.parent) for pattern in ("*/Annotations", "*/*/Annotations") for marker in root.glob(pattern))
+    raise InputError(
+        f"Expected {LOOKED_FOR} but {root} has neither."
+        + (f" There are VOC folders in it, give one of them: {', '.join(roots)}." if roots else "")
+    )
+
+
+def splits_to_train(folder: str, on_invalid: OnInvalid = "fix") -> dict[str, DetectionDataset]:
+    """The data sets of a folder for ``train``, ``val`` and ``test``, as far as it has splits of these names.
+
+    Args:
+        folder: a VOC, COCO or YOLO folder, as `open_splits` takes it. A name may have a number after it (``train2017``), and ``valid``
+            and ``validation`` are ``val``.
+        on_invalid: what the readers do about faults.
+
+    Raises:
+        InputError: no such folder, none of these splits, or two for one of them.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"Expected a VOC, COCO or YOLO folder as data.folder but there is no folder {folder}.")
+    splits, found = folder_splits(Path(folder), on_invalid), dict[str, DetectionDataset]()
+    for name, pattern in NAMED.items():
+        matching = [split for split in splits if re.fullmatch(pattern, split)]
+        if len(matching) > 1:
+            raise InputError(
+                f"Expected one split for data.{name} in {folder} but there are {', '.join(matching)}: name the data sets in place of it."
+            )
+        if matching:
+            found[name] = splits[matching[0]]
+    if not found:
+        raise InputError(
+            f"Expected splits called train, val or test in {folder} but there are {', '.join(splits)}: name the data sets in place of it."
+        )
+    return found
 
 
 def voc_splits(root: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:
@@ -82,7 +118,10 @@ def of_one_class(file: Path) -> bool:
 def coco_splits(root: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:
     """The annotation files of a COCO folder."""
     files = sorted((root / "annotations").glob("instances_*.json"))
-    return {split_of(file): COCODetection(str(images_of(file)), str(file), on_invalid) for file in files}
+    if files:
+        return {split_of(file): COCODetection(str(images_of(file)), str(file), on_invalid) for file in files}
+    exported = sorted(root.glob("*/_annotations.coco.json"))  # Roboflow's: a folder for each split, with its images
+    return {file.parent.name: COCODetection(str(file.parent), str(file), on_invalid) for file in exported}
 
 
 def split_of(file: Path) -> str:

@@ -92,6 +92,26 @@ def test_what_does_not_fit_is_named(train, arguments, stage, message):
         data.setup(stage)
 
 
+def test_a_folder_goes_before_what_is_given(train, voc_root):
+    data = DetectionDataModule(train=train, val=train, test=train, folder=str(voc_root), on_invalid="drop")
+    data.setup("fit")
+    for name, count in (("train", 5), ("val", 2)):
+        found = data.splits[name]
+        assert (found.image_set, found.on_invalid, len(data.feeds[name])) == (name, "drop", count)
+    with pytest.raises(InputError, match=r"Expected data\.test, .* not set, and .*VOC has no split of this name"):
+        data.setup("test")
+    with pytest.raises(InputError, match=r"Expected data\.folder, whose readers data\.on_invalid is for, but got none"):
+        DetectionDataModule(train=train, on_invalid="drop")
+
+
+def test_a_folder_is_not_looked_for_to_predict(voc_root):
+    data = DetectionDataModule(folder="nowhere", predict=str(voc_root / "JPEGImages"), classes=["cat"])
+    data.setup("predict")
+    assert (data.classes, len(data.feeds["predict"])) == (["cat"], 5)
+    with pytest.raises(InputError, match="there is no folder nowhere"):
+        data.setup("fit")
+
+
 def test_no_classes_at_all_is_named():
     with pytest.raises(InputError, match="Expected data with classes"):
         DetectionDataModule().classes  # noqa: B018

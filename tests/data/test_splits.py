@@ -8,7 +8,7 @@ import yaml
 
 from lit_detect import COCODetection, Concatenation, InputError, VOCDetection, YOLODetection
 from lit_detect.data.digits import write_digits
-from lit_detect.data.splits import open_splits
+from lit_detect.data.splits import open_splits, splits_to_train
 
 DIGITS = {"train": 3, "val": 2}
 
@@ -93,6 +93,32 @@ def test_images_beside_a_coco_file_and_nowhere(coco_files, tmp_path):
         open_splits(str(tmp_path / "alone/some.json"))
 
 
+def test_a_folder_of_roboflows(coco_files, tmp_path):
+    images, path = coco_files
+    for split in ("train", "valid"):
+        shutil.copytree(images, tmp_path / "export" / split)
+        shutil.copy(path, tmp_path / "export" / split / "_annotations.coco.json")
+    assert {name: len(dataset) for name, dataset in open_splits(str(tmp_path / "export")).items()} == {"train": 2, "valid": 2}
+    assert list(splits_to_train(str(tmp_path / "export"))) == ["train", "val"]
+
+
+def test_a_folders_splits_for_a_training(voc_root):
+    image_sets(voc_root, train=["image0"], val=["image1"], trainval=["image0", "image1"], test=["image2"], other=["image3"])
+    splits = splits_to_train(str(voc_root), "drop")
+    assert {name: (dataset.image_set, dataset.on_invalid) for name, dataset in splits.items()} == {
+        name: (name, "drop") for name in ("train", "val", "test")
+    }
+    image_sets(voc_root, val2012=["image1"])
+    with pytest.raises(InputError, match=r"Expected one split for data\.val in .*VOC but there are val, val2012"):
+        splits_to_train(str(voc_root))
+    for name in ("train", "val", "val2012", "test"):
+        (voc_root / f"ImageSets/Main/{name}.txt").unlink()
+    with pytest.raises(InputError, match=r"Expected splits called train, val or test in .*VOC but there are other, trainval"):
+        splits_to_train(str(voc_root))
+    with pytest.raises(InputError, match=r"Expected a VOC, COCO or YOLO folder as data\.folder but there is no folder .*image0\.xml"):
+        splits_to_train(str(voc_root / "Annotations/image0.xml"))
+
+
 def test_a_yolo_folder_and_file(yolo_root):
     for path in (yolo_root, yolo_root / "data.yaml"):
         splits = open_splits(str(path), "fix")
@@ -141,6 +167,7 @@ def test_real_data(shared):
     assert {name: len(dataset) for name, dataset in splits.items()} == {"test": 72, "train": 205, "val": 87}  # trainval is two of these
     splits = open_splits(str(shared / "data/coco_tiny"))
     assert {name: len(dataset) for name, dataset in splits.items()} == {"train2017": 80, "val2017": 80}
+    assert {name: len(dataset) for name, dataset in splits_to_train(str(shared / "data/coco_tiny")).items()} == {"train": 80, "val": 80}
     assert list(open_splits(str(shared / "data/voc_mini/VOCdevkit/VOC2012"))) == ["train", "val"]
     with pytest.raises(InputError, match=r"give one of them: .*VOC2012"):
         open_splits(str(shared / "data/voc_mini"))
