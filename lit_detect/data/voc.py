@@ -114,7 +114,7 @@ class VOCDetection(AnnotatedImages):
             return Fault("annotation unreadable", str(path), "", str(error))
 
     @cached_property
-    def classes(self) -> list[str]:  # type: ignore[override]
+    def classes(self) -> list[str]:
         if self._classes is not None:
             return self._classes
         names = self.annotations
