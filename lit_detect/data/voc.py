@@ -67,6 +67,11 @@ class VOCDetection(AnnotatedImages):
 
     @property
     def image_set_file(self) -> Path:
+        """The file that lists the images.
+
+        Raises:
+            InputError: a name that leads out of the folder.
+        """
         return inside(self.root / "ImageSets" / "Main", f"{self.image_set}.txt")
 
     @cached_property
