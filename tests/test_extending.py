@@ -100,8 +100,8 @@ def train(detector, data, tmp_path, **settings):
 
 def small(cls=SSD, classes=tuple("0123456789"), width=16, **kwargs):
     backbone = import_module("my_backbone").SmallBackbone(width)
-    scales = [0.16, 0.33, 0.6, 0.75, 0.85, 0.95]
-    return cls(classes, size=96, backbone=backbone, scales=scales, extra_channels=[32], score_threshold=0.01, **kwargs)
+    boxes = {"scales": [0.16, 0.33, 0.6, 0.75, 0.85, 0.95], "aspect_ratios": [[2, 3], [2, 3], [2], [2], [2]]}  # the quickstart's
+    return cls(classes, size=96, backbone=backbone, extra_channels=[32], **boxes, **kwargs)
 
 
 def learns_by_heart(detector, folder, steps, rate=3e-3):
@@ -191,7 +191,7 @@ def test_a_data_set_in_files(run, folder, tmp_path):
             assert [own.classes[label - 1] for label in target["labels"]] == [digits.classes[label - 1] for label in wanted["labels"]]
     text = (folder / "digits" / "boxes.csv").read_text()
     (folder / "digits" / "wrong.csv").write_text(text + "train,JPEGImages/none.jpg,3,0,0,5,5\ntrain,JPEGImages/train_0001.jpg,3,a,0,5,5\n")
-    with pytest.raises(InputError, match=r"1 x image missing: .*none\.jpg.* 1 x box not four numbers: .*wrong\.csv, line \d+"):
+    with pytest.raises(InputError, match=r"1 x box not four numbers: .*wrong\.csv, line \d+: .*1 x image missing: .*none\.jpg"):
         kind("digits/wrong.csv", "train").read_annotations()
 
 
@@ -225,6 +225,9 @@ def test_a_training_procedure(run, folder, tmp_path):
         seen.append(float(loss))
     assert seen[-1] < 0.5 * seen[0]
     assert all(torch.equal(*pair) for pair in zip(before, student.teacher_network.parameters(), strict=True))
+    other = small(kind, teacher=str(tmp_path / "teacher.ckpt"), classes=CLASSES)
+    with pytest.raises(InputError, match=r"Expected a teacher with logits \(2, 1136, 4\) but .*teacher.ckpt gives \(2, 1136, 11\)"):
+        other.training_losses(images, targets)
     same = small(kind, teacher=str(tmp_path / "teacher.ckpt"))
     same.load_state_dict(teacher.state_dict())
     same.network.eval()
