@@ -207,7 +207,12 @@ class Detector(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
-        return self._log_losses("train", self.network(images, targets), len(images))
+        return self._log_losses("train", self.training_losses(images, targets), len(images))
+
+    def training_losses(self, images: Tensor | list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Named losses of a training batch, of which the step takes the sum; override to learn from something else too."""
+        losses: dict[str, Tensor] = self.network(images, targets)
+        return losses
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         return self._evaluation_step("val", batch)

@@ -14,7 +14,10 @@ from torchvision.ops import complete_box_iou_loss, distance_box_iou_loss, genera
 from lit_detect.boxes import Anchors
 from lit_detect.errors import InputError
 
-__all__ = ["BoxLoss", "Criterion", "FocalLoss", "HardNegativeMining", "IoULoss", "SmoothL1", "YOLOBoxLoss", "YOLOLoss"]
+__all__ = [
+    "BoxLoss", "Criterion", "FocalLoss", "HardNegativeMining", "IoULoss", "SmoothL1", "YOLOBoxLoss", "YOLOLoss",
+    "mean_over_ranks", "positives", "start_scores_at",
+]  # fmt: skip
 
 
 class BoxLoss(nn.Module, ABC):

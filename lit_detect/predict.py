@@ -140,7 +140,7 @@ class Pixels(DetectionDataset):
 
     def __init__(self, images: Any) -> None:
         self.images = images
-        self.classes = []
+        self.classes: list[str] = []
 
     def __len__(self) -> int:
         return len(self.images)

@@ -91,7 +91,7 @@ def losses_of(detector: nn.Module, images: Any, targets: Any, saved: Mapping[str
     on_device = [{name: value.to(device) for name, value in target.items()} for target in targets]
     dtype = AUTOCAST.get(saved["precision"])
     with torch.enable_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
-        losses: dict[str, Tensor] = detector.network(inputs, on_device)  # type: ignore[operator]
+        losses: dict[str, Tensor] = detector.training_losses(inputs, on_device)  # type: ignore[operator]
         parameters = {name: value for name, value in detector.named_parameters() if value.requires_grad}
         gradients = torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(parameters.values()), allow_unused=True)
     found = zip(parameters, gradients, strict=True)

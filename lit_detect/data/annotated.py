@@ -74,6 +74,9 @@ class AnnotatedImages(DetectionDataset):
         folder: of the images; their names may not lead out of it.
         on_invalid: at a fault ``raise``; or ``fix`` what is safe to fix and raise at the rest; or ``drop`` what cannot be fixed.
             Whatever is fixed or left out is counted and named in the log.
+
+    Raises:
+        InputError: another `on_invalid`; when annotations are read, faults that it does not allow.
     """
 
     temporary: tuple[str, ...] = ()  # cached properties of a reader that are not needed any more once `contents` is there

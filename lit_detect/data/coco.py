@@ -149,7 +149,7 @@ class COCODetection(AnnotatedImages):
         return self._parsed[1]
 
     @property
-    def classes(self) -> list[str]:  # type: ignore[override]
+    def classes(self) -> list[str]:
         return [category["name"] for category in self._categories.values()]
 
     @property

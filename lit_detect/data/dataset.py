@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -44,7 +44,10 @@ class DetectionDataset(ABC):
         category_ids: the format's own ids of the classes, for prediction files; 1..C where it has none.
     """
 
-    classes: list[str]
+    if TYPE_CHECKING:  # only to be read, so that a subclass may have a property
+
+        @property
+        def classes(self) -> list[str]: ...
 
     @property
     def category_ids(self) -> list[int]:
@@ -100,7 +103,7 @@ class Concatenation(DetectionDataset):
         self.parts = list(parts)
 
     @property
-    def classes(self) -> list[str]:  # type: ignore[override]
+    def classes(self) -> list[str]:
         first = self.parts[0]
         for part in self.parts[1:]:
             if part.classes != first.classes:

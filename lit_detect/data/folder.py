@@ -27,7 +27,7 @@ class ImageFolder(DetectionDataset):
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
-        self.classes = []
+        self.classes: list[str] = []
 
     @cached_property
     def files(self) -> list[Path]:

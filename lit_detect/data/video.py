@@ -33,7 +33,7 @@ class Video(DetectionDataset):
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
-        self.classes = []
+        self.classes: list[str] = []
         self._capture: Any = None
         self._next = 0
 

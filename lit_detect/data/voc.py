@@ -67,6 +67,11 @@ class VOCDetection(AnnotatedImages):
 
     @property
     def image_set_file(self) -> Path:
+        """The file that lists the images.
+
+        Raises:
+            InputError: a name that leads out of the folder.
+        """
         return inside(self.root / "ImageSets" / "Main", f"{self.image_set}.txt")
 
     @cached_property
@@ -114,7 +119,7 @@ class VOCDetection(AnnotatedImages):
             return Fault("annotation unreadable", str(path), "", str(error))
 
     @cached_property
-    def classes(self) -> list[str]:  # type: ignore[override]
+    def classes(self) -> list[str]:
         if self._classes is not None:
             return self._classes
         names = self.annotations

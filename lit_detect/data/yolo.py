@@ -66,7 +66,7 @@ class YOLODetection(AnnotatedImages):
         return root
 
     @cached_property
-    def classes(self) -> list[str]:  # type: ignore[override]
+    def classes(self) -> list[str]:
         names, count = self.content.get("names"), self.content.get("nc")
         if isinstance(names, dict):
             if any(type(key) is not int for key in names) or sorted(names) != list(range(len(names))):

@@ -199,6 +199,9 @@ class AtrousResNet(TorchvisionBackbone):
         mean: see `TorchvisionBackbone`.
         std: see `TorchvisionBackbone`.
 
+    Raises:
+        InputError: another size; a name, patterns or weights that `TorchvisionBackbone` refuses.
+
     >>> AtrousResNet("resnet50", 321).feature_sizes(321), AtrousResNet("resnet50", 513).feature_sizes(513)
     ([40, 20, 10, 5, 3, 1], [64, 32, 16, 8, 4, 2, 1])
     """

@@ -29,6 +29,9 @@ class VGG16(Backbone):
         mean: see `TorchvisionBackbone`.
         std: see `TorchvisionBackbone`.
 
+    Raises:
+        InputError: another size; a pattern that names no module; weights that are not there or do not fit.
+
     >>> VGG16(300).feature_sizes(300), VGG16(512).feature_sizes(512)
     ([38, 19, 10, 5, 3, 1], [64, 32, 16, 8, 4, 2, 1])
     """
