@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from lit_detect.errors import InputError
 
 __all__ = ["Agreement", "check_detections", "check_heads", "imported", "load_exported"]
 
-PIXELS, SCORE, OVERLAP = 0.5, 1e-3, 1e-3  # how far boxes and scores may be off; and an IoU from a threshold, where rounding decides
+PIXELS, SCORE = 0.5, 1e-3  # how far boxes and scores may be off
+OVERLAP, TIE = 1e-3, 1e-5  # where rounding decides: an IoU so near the threshold, scores of two that overlap so near each other
 
 Run = Callable[[np.ndarray], dict[str, Tensor]]
 
@@ -66,7 +68,9 @@ def load_exported(path: Path) -> Run:
         model = imported("openvino").Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         names = [output.get_any_name() for output in model.outputs]
         return lambda images: named(names, model(images).values())
-    script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of TorchScript's age
+        script = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     names = ["boxes", "labels", "scores", "counts"]
 
     def run(images: np.ndarray) -> dict[str, Tensor]:
@@ -122,7 +126,8 @@ def check_detections(run: Run, detector: Detector, images: Mapping[str, np.ndarr
 
     Each detection has to have one of the same class in the other, with a box within half a pixel and a score within 1e-3. One that has
     none is let pass, and counted, only where rounding decides: its score is within 1e-3 of the score threshold or, of a full image, of
-    its lowest score; or it overlaps another of its class by what is within 1e-3 of the NMS threshold.
+    its lowest score; it overlaps another of its class by what is within 1e-3 of the NMS threshold; or it overlaps one by more whose score
+    is within 1e-5 of its own, so that either could go first.
 
     Args:
         run: see `load_exported`.
@@ -189,7 +194,9 @@ def undecided(
     if any(abs(float(of["scores"][place]) - value) <= SCORE for value in least):
         return True
     for other in both:
-        overlap = box_iou(of["boxes"][place][None], other["boxes"][other["labels"] == of["labels"][place]])
-        if ((overlap - nms_threshold).abs() <= OVERLAP).any():
+        same = other["labels"] == of["labels"][place]
+        overlap = box_iou(of["boxes"][place][None], other["boxes"][same])[0]
+        tied = (other["scores"][same] - of["scores"][place]).abs() <= TIE
+        if (((overlap - nms_threshold).abs() <= OVERLAP) | (tied & (overlap > nms_threshold) & (other is not of))).any():
             return True
     return False

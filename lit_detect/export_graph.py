@@ -208,9 +208,12 @@ def keep_best(boxes: Tensor, scores: Tensor, threshold: float, most: int) -> Ten
         chosen = Suppression.apply(boxes, scores, in_float32(threshold), most)
     else:
         chosen = suppress_script()(boxes, scores, threshold, most)
-    of_batch, group, place = chosen.unbind(dim=1)
-    kept = torch.full_like(scores[:, 0], NOTHING)
-    return kept.index_put((of_batch, place), scores[of_batch, group, place])
+    # one place more, which is always chosen: OpenVINO writes nothing where nothing is chosen, also not what is to be kept
+    scores = F.pad(scores, (0, 1), value=NOTHING)
+    chosen = torch.cat([chosen, F.pad(torch._shape_as_tensor(boxes)[1:2, None], (2, 0))])
+    row, group, place = chosen.unbind(dim=1)
+    kept = torch.full_like(scores[:, 0], NOTHING).index_put((row, place), scores[row, group, place])
+    return kept[:, :-1]
 
 
 @cache
@@ -276,11 +279,13 @@ class AlignRegions(nn.Module):
         if len(maps) == 1:
             return roi_align(maps[0], rois, spatial_scale=align.scales[0], **settings)  # type: ignore[no-any-return]
         levels = align.map_levels([rois[:, 1:]])
+        last = torch._shape_as_tensor(rois)[:1]
+        rois = F.pad(rois, (0, 0, 0, 1))  # one more, which is on every level: see `keep_best`
         pooled = torch.zeros(rois.shape[0], maps[0].shape[1], *align.output_size)
         for level, (feature, scale) in enumerate(zip(maps, align.scales, strict=True)):
-            (places,) = torch.where(levels == level)
+            places = torch.cat([torch.where(levels == level)[0], last])
             pooled = pooled.index_put((places,), roi_align(feature, rois[places], spatial_scale=scale, **settings))
-        return pooled
+        return pooled[:-1]
 
 
 class Vote:
