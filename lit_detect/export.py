@@ -78,9 +78,17 @@ def export(
     edge = f"; {agreement.undecided} more at a threshold" if agreement.undecided else ""
     what = "boxes of anchors" if heads else "detections"
     print(printable(f"export: {path} ({path.stat().st_size / 1e6:.1f} MB)"))
-    print(printable(f"compared with the checkpoint on {len(pictures)} images and their mirror images: {agreement.detections} {what}, {off}{edge}"))
+    print(
+        printable(
+            f"compared with the checkpoint on {len(pictures)} images and their mirror images: {agreement.detections} {what}, {off}{edge}"
+        )
+    )
     if int8:
-        print(printable(f"int8: {path.with_suffix('.int8.onnx')}, calibrated on {len(pictures)} images; its AP is to be measured, not compared"))
+        print(
+            printable(
+                f"int8: {path.with_suffix('.int8.onnx')}, calibrated on {len(pictures)} images; its AP is to be measured, not compared"
+            )
+        )
 
 
 def made(folder: Path) -> Path:
@@ -146,7 +154,9 @@ def write_graph(detector: Detector, path: Path, heads: bool = False) -> None:
     with quiet(), torch.no_grad():
         if path.suffix == ".pt":
             traced = torch.jit.trace(graph, example, check_trace=False)  # type: ignore[no-untyped-call]
-            torch.jit.save(traced, str(path), _extra_files={"metadata.json": json.dumps({name: json.loads(value) for name, value in about.items()})})  # type: ignore[no-untyped-call]
+            torch.jit.save(
+                traced, str(path), _extra_files={"metadata.json": json.dumps({name: json.loads(value) for name, value in about.items()})}
+            )  # type: ignore[no-untyped-call]
         elif path.suffix == ".onnx":
             write_onnx(graph, example, path, about)
         else:
@@ -160,7 +170,14 @@ def write_onnx(graph: DetectionGraph, example: torch.Tensor, path: Path, about: 
     if graph.heads:
         dynamic |= {name: {0: "N", 1: "A"} for name in graph.outputs}
     torch.onnx.export(
-        graph, (example,), str(path), dynamo=False, opset_version=OPSET, input_names=["images"], output_names=graph.outputs, dynamic_axes=dynamic
+        graph,
+        (example,),
+        str(path),
+        dynamo=False,
+        opset_version=OPSET,
+        input_names=["images"],
+        output_names=graph.outputs,
+        dynamic_axes=dynamic,
     )
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, dict(about))

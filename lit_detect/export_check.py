@@ -147,7 +147,10 @@ def check_detections(run: Run, detector: Detector, images: Mapping[str, np.ndarr
             own = {key: found[key][index, :count] for key in ("boxes", "labels", "scores")}
             one = agreement(expected, own, network.post_process, which)
             total = Agreement(
-                total.detections + one.detections, max(total.pixels, one.pixels), max(total.score, one.score), total.undecided + one.undecided
+                total.detections + one.detections,
+                max(total.pixels, one.pixels),
+                max(total.score, one.score),
+                total.undecided + one.undecided,
             )
     if not total.detections:
         raise InputError(
@@ -187,9 +190,7 @@ def agreement(expected: dict[str, Tensor], found: dict[str, Tensor], post_proces
     return Agreement(len(expected["scores"]), pixels, score, len(lonely))
 
 
-def undecided(
-    of: dict[str, Tensor], place: int, both: Sequence[dict[str, Tensor]], least: Sequence[float], nms_threshold: float
-) -> bool:
+def undecided(of: dict[str, Tensor], place: int, both: Sequence[dict[str, Tensor]], least: Sequence[float], nms_threshold: float) -> bool:
     """Whether rounding decides if a detection is there."""
     if any(abs(float(of["scores"][place]) - value) <= SCORE for value in least):
         return True

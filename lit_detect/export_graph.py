@@ -87,7 +87,7 @@ class DetectionGraph(nn.Module):
         return boxes, torch.where(there, labels + 1, 0), torch.where(there, scores, 0.0), there.sum(dim=1)
 
     def resize(self, images: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalised images in the network's size, as `FixedSize` and `ShortestSide` make them, and their height and width without padding."""
+        """Images as `FixedSize` and `ShortestSide` make them, and their height and width without padding."""
         inputs = self.network.inputs
         if isinstance(inputs, FixedSize):
             resized = F.interpolate(images.float(), (inputs.size, inputs.size), mode="bilinear", align_corners=False)
@@ -112,7 +112,7 @@ class DetectionGraph(nn.Module):
         return torch.where(there[..., None], scores, NOTHING), boxes.unflatten(0, (-1, there.shape[1]))
 
     def propose(self, batch: Tensor, size: Tensor, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Proposals ``(N, P, 4)`` in the network's pixels, as torchvision's `filter_proposals` picks them, and which are there ``(N, P)``."""
+        """Proposals ``(N, P, 4)`` as torchvision's `filter_proposals` picks them, and which are there ``(N, P)``."""
         rpn = self.network.rpn
         maps = [features["proposals"]] if "proposals" in features else list(features.values())  # R-FCN has others beside it
         objectness, deltas = rpn.head(maps)
@@ -132,7 +132,7 @@ class DetectionGraph(nn.Module):
 
 
 def pick(post_process: PostProcess, scores: Tensor, boxes: Tensor, limits: Tensor, per_map: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """What `PostProcess` picks, for each image filled up to `detections_per_image`: boxes ``(N, D, 4)``, labels 0..C-1 and scores ``(N, D)``."""
+    """What `PostProcess` picks, filled up to D an image: boxes ``(N, D, 4)``, labels 0..C-1 ``(N, D)``, scores ``(N, D)``."""
     classes = int(scores.shape[2])
     scores = torch.where(scores > post_process.score_threshold, scores, NOTHING)
     if post_process.candidates_per_map is not None:

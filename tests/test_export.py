@@ -89,10 +89,9 @@ def test_batches_and_images_of_any_size(name, tmp_path):
 def test_heads_are_what_suppression_starts_from(name, images, tmp_path):
     detector = lively(name)
     write_graph(detector, tmp_path / "a.onnx", heads=True)
-    agreement = check_heads(load_exported(tmp_path / "a.onnx"), detector, images)
-    assert agreement.score < 1e-4
+    run = load_exported(tmp_path / "a.onnx")
+    assert check_heads(run, detector, images).score < 1e-4
     with pytest.raises(InputError, match=r"scores by up to 0\.01"):
-        run = load_exported(tmp_path / "a.onnx")
         check_heads(lambda batch: {**run(batch), "scores": run(batch)["scores"] + 0.01}, detector, images)
 
 
@@ -130,8 +129,12 @@ def test_a_file_with_one_thing_wrong_is_refused_with_the_numbers(what, images):
     def run(batch):
         expected = detector.predict(torch.from_numpy(batch))
         most = max(len(found["scores"]) for found in expected) + 1
-        rows = {name: torch.stack([torch.cat([found[name], found[name].new_zeros(most - len(found[name]), *found[name].shape[1:])])
-                                   for found in expected]) for name in ("boxes", "labels", "scores")}
+        rows = {
+            name: torch.stack(
+                [torch.cat([found[name], found[name].new_zeros(most - len(found[name]), *found[name].shape[1:])]) for found in expected]
+            )
+            for name in ("boxes", "labels", "scores")
+        }
         return {**rows, "counts": torch.tensor([len(found["scores"]) for found in expected])}
 
     assert check_detections(run, detector, images)[1:] == (0.0, 0.0, 0)
@@ -207,7 +210,9 @@ def test_what_can_be_mended_is_a_sentence(checkpoint, tmp_path, monkeypatch):
     for name in ("onnx", "onnxruntime"):
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, name, None)
-            with pytest.raises(InputError, match=rf"Expected {name} for export but it is not installed: pip install 'lit_detect\[export\]'"):
+            with pytest.raises(
+                InputError, match=rf"Expected {name} for export but it is not installed: pip install 'lit_detect\[export\]'"
+            ):
                 export(str(checkpoint), out=str(tmp_path / "a.onnx"))
     assert not list(tmp_path.iterdir())
 

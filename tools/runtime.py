@@ -1,7 +1,7 @@
 """Detections of an exported ONNX file on an image, drawn and printed, without torch: NumPy, Pillow and ONNX Runtime are enough.
 
-    python -m lit_detect export --ckpt_path best.ckpt
-    python tools/runtime.py best.onnx photograph.jpg --out drawn.png
+python -m lit_detect export --ckpt_path best.ckpt
+python tools/runtime.py best.onnx photograph.jpg --out drawn.png
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python tools/benchmarks/export.py --threads 1 --json export.json
 
-SSDLite320 over MobileNetV3 and SSD300 over VGG16 with 20 classes, from a uint8 photograph of 640 x 427 pixels to detections in it. The weights
-are random, but that the background's logit is raised until about as many scores pass the threshold as after a training. Before anything
-is timed the files give the network's detections.
+SSDLite320 over MobileNetV3 and SSD300 over VGG16 with 20 classes, from a uint8 photograph of 640 x 427 pixels to detections in it.
+The weights are random, but that the background's logit is raised until at most 300 scores pass the threshold. Before anything is timed
+the files give the network's detections.
 """
 
 from __future__ import annotations

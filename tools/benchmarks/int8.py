@@ -1,7 +1,7 @@
 """AP of a checkpoint and of files that were exported from it, on a config's validation set, by the same metric.
 
-    python -m lit_detect export --ckpt_path best.ckpt --config my.yaml --count 100 --int8 true
-    python tools/benchmarks/int8.py --config my.yaml --ckpt_path best.ckpt --files '[best.onnx, best.int8.onnx]'
+python -m lit_detect export --ckpt_path best.ckpt --config my.yaml --count 100 --int8 true
+python tools/benchmarks/int8.py --config my.yaml --ckpt_path best.ckpt --files '[best.onnx, best.int8.onnx]'
 """
 
 from __future__ import annotations
@@ -51,9 +51,7 @@ def of_file(file: str) -> Callable[[np.ndarray], dict[str, Tensor]]:
     return run
 
 
-def average_precision(
-    run: Callable[[np.ndarray], dict[str, Tensor]], dataset: DetectionDataset, classes: list[str]
-) -> dict[str, float]:
+def average_precision(run: Callable[[np.ndarray], dict[str, Tensor]], dataset: DetectionDataset, classes: list[str]) -> dict[str, float]:
     """COCO's AP of detections on all images of a data set."""
     metric = COCOMeanAveragePrecision(classes)
     for index in range(len(dataset)):
