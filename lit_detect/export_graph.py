@@ -92,8 +92,9 @@ class DetectionGraph(nn.Module):
         if isinstance(inputs, FixedSize):
             resized = F.interpolate(images.float(), (inputs.size, inputs.size), mode="bilinear", align_corners=False)
             return Normalize.forward(inputs, resized), torch.full_like(sides, inputs.size)
-        # in float64, as Python has it: in float32 a side would be a pixel less where the product is a whole number
-        scale = torch.minimum(inputs.min_size / sides.min(), inputs.max_size / sides.max())
+        # Python's own division in float64, which a number over a tensor is not: where the product is whole, rounding decides of a pixel
+        wanted = torch.tensor([inputs.min_size, inputs.max_size], dtype=torch.float64)
+        scale = (wanted / torch.stack([sides.min(), sides.max()])).min()
         size = (sides * scale).long().clamp(min=1)
         resized = F.interpolate(Normalize.forward(inputs, images), (size[0], size[1]), mode="bilinear", align_corners=False)
         padding = -size % inputs.divisor
@@ -153,7 +154,7 @@ def pick(post_process: PostProcess, scores: Tensor, boxes: Tensor, limits: Tenso
         grouped, apart = of_groups(score, label, classes), box
     else:  # each class of each image is by itself
         grouped, apart = score.flatten(0, 1)[:, None], box.flatten(0, 1)
-    kept = keep_best(apart, grouped, post_process.nms_threshold, post_process.detections_per_image).view(scores.shape[0], -1)
+    kept = keep_best(apart, grouped, post_process.nms_threshold, post_process.detections_per_image).reshape(scores.shape[0], -1)
     score, place = highest(kept, post_process.detections_per_image)
     return rows(box if box.ndim == 3 else box.flatten(1, 2), place), label.gather(1, place), score
 
