@@ -33,7 +33,7 @@ def lively(name, **kwargs):
     detector = DETECTORS[name](**kwargs).eval()
     for parameter_name, parameter in detector.network.named_parameters():
         if parameter.ndim > 1 and "backbone" not in parameter_name:
-            parameter.data.mul_(8)
+            parameter.data.mul_(16 if name.startswith(("retinanet", "fcos_focal")) else 8)
     return detector
 
 
