@@ -20,7 +20,7 @@ from lit_detect.errors import InputError
 __all__ = ["Agreement", "check_detections", "check_heads", "imported", "load_exported"]
 
 PIXELS, SCORE = 0.5, 1e-3  # how far boxes and scores may be off
-OVERLAP, TIE = 1e-3, 1e-5  # where rounding decides: an IoU so near the threshold, scores of two that overlap so near each other
+OVERLAP = 1e-4  # an IoU so near the NMS threshold that rounding decides
 
 Run = Callable[[np.ndarray], dict[str, Tensor]]
 
@@ -126,8 +126,7 @@ def check_detections(run: Run, detector: Detector, images: Mapping[str, np.ndarr
 
     Each detection has to have one of the same class in the other, with a box within half a pixel and a score within 1e-3. One that has
     none is let pass, and counted, only where rounding decides: its score is within 1e-3 of the score threshold or, of a full image, of
-    its lowest score; it overlaps another of its class by what is within 1e-3 of the NMS threshold; or it overlaps one by more whose score
-    is within 1e-5 of its own, so that either could go first.
+    its lowest score; or it overlaps a better one of its class by what is within 1e-4 of the NMS threshold.
 
     Args:
         run: see `load_exported`.
@@ -197,7 +196,7 @@ def undecided(of: dict[str, Tensor], place: int, both: Sequence[dict[str, Tensor
     for other in both:
         same = other["labels"] == of["labels"][place]
         overlap = box_iou(of["boxes"][place][None], other["boxes"][same])[0]
-        tied = (other["scores"][same] - of["scores"][place]).abs() <= TIE
-        if (((overlap - nms_threshold).abs() <= OVERLAP) | (tied & (overlap > nms_threshold) & (other is not of))).any():
+        better = other["scores"][same] >= of["scores"][place] - SCORE
+        if (((overlap - nms_threshold).abs() <= OVERLAP) & better).any():
             return True
     return False

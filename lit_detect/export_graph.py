@@ -31,6 +31,7 @@ from lit_detect.models.two_stage import TwoStageNetwork
 __all__ = ["DetectionGraph"]
 
 NOTHING = -1.0  # the score of what fills up a row
+LONGEST = 10_000  # pixels of the longest side of which Python's rounding is looked up
 
 
 class DetectionGraph(nn.Module):
@@ -68,7 +69,7 @@ class DetectionGraph(nn.Module):
                 self.network.maps.vote = Vote(self.network.maps)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        sides = torch._shape_as_tensor(images)[2:].double()  # height and width
+        sides = torch._shape_as_tensor(images)[2:]  # height and width
         batch, size = self.resize(images, sides)
         post_process = self.network.post_process
         if isinstance(self.network, DenseNetwork):
@@ -77,7 +78,7 @@ class DetectionGraph(nn.Module):
         else:
             scores, boxes = self.regions(batch, size)
             per_map = ()
-        back = (sides / size).flip(0).repeat(2).float()  # factors of x1, y1, x2, y2
+        back = (sides.float() / size.float()).flip(0).repeat(2)  # factors of x1, y1, x2, y2
         if self.heads:
             return boxes * back, scores
         limits = size.flip(0).repeat(2).float()
@@ -92,13 +93,10 @@ class DetectionGraph(nn.Module):
         if isinstance(inputs, FixedSize):
             resized = F.interpolate(images.float(), (inputs.size, inputs.size), mode="bilinear", align_corners=False)
             return Normalize.forward(inputs, resized), torch.full_like(sides, inputs.size)
-        # Python's own division in float64, which a number over a tensor is not: where the product is whole, rounding decides of a pixel
-        wanted = torch.tensor([inputs.min_size, inputs.max_size], dtype=torch.float64)
-        scale = (wanted / torch.stack([sides.min(), sides.max()])).min()
-        size = (sides * scale).long().clamp(min=1)
+        size = resized_sides(sides, inputs.min_size, inputs.max_size)
         resized = F.interpolate(Normalize.forward(inputs, images), (size[0], size[1]), mode="bilinear", align_corners=False)
         padding = -size % inputs.divisor
-        return F.pad(resized, (0, padding[1], 0, padding[0])), size.double()
+        return F.pad(resized, (0, padding[1], 0, padding[0])), size
 
     def regions(self, batch: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """Scores ``(N, P, C)`` and boxes ``(N, P, 4)`` or ``(N, P, C, 4)`` of a two-stage network's P proposals an image."""
@@ -130,6 +128,20 @@ class DetectionGraph(nn.Module):
         kept = keep_best(boxes, of_groups(score, level, len(per_map)), rpn.nms_thresh, rpn.post_nms_top_n())
         score, place = highest(kept, rpn.post_nms_top_n())
         return torch.where((score > NOTHING)[..., None], rows(boxes, place), 0.0), score > NOTHING
+
+
+def resized_sides(sides: Tensor, min_size: int, max_size: int) -> Tensor:
+    """Height and width as `ShortestSide` makes them, in whole numbers: in float32, which OpenVINO would take, one in seven is a pixel off.
+
+    Python's floats lose a pixel now and then too: ``int(97 * (800 / 97)) == 799``. That is looked up for the side that becomes `min_size`
+    or `max_size`; where the other one's product is a whole number too they may still differ, in less than 1 of 2000 sizes.
+    """
+    short, long = sides.min(), sides.max()
+    by_short = min_size * long <= max_size * short
+    side, target = torch.where(by_short, short, long), torch.where(by_short, min_size, max_size)
+    tables = [[size] + [int(length * (size / length)) for length in range(1, LONGEST)] + [size] for size in (min_size, max_size)]
+    own = torch.where(by_short, *(torch.tensor(table)[side.clamp(max=LONGEST)] for table in tables))
+    return torch.where(sides == side, own, sides * target // side).clamp(min=1)
 
 
 def pick(post_process: PostProcess, scores: Tensor, boxes: Tensor, limits: Tensor, per_map: Sequence[Any]) -> tuple[Tensor, Tensor, Tensor]:

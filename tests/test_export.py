@@ -14,7 +14,8 @@ from lit_detect import InputError, SSDLite
 from lit_detect.cli import main
 from lit_detect.export import export, images_to_check, metadata, write_graph
 from lit_detect.export_check import check_detections, check_heads, load_exported
-from lit_detect.export_graph import Vote
+from lit_detect.export_graph import Vote, resized_sides
+from lit_detect.models.inputs import ShortestSide
 from tests.conftest import CLASSES, DETECTORS, TinyBackbone
 from tests.test_contract import save
 
@@ -31,9 +32,11 @@ def lively(name, **kwargs):
     """A detector whose scores spread as those of a trained one do: untrained, all are nearly equal, and their order is noise."""
     torch.manual_seed(0)
     detector = DETECTORS[name](**kwargs).eval()
-    for parameter_name, parameter in detector.network.named_parameters():
-        if parameter.ndim > 1 and "backbone" not in parameter_name:
+    for part, parameter in detector.network.named_parameters():
+        if "backbone" not in part and parameter.ndim > 1:
             parameter.data.mul_(16 if name.startswith(("retinanet", "fcos_focal")) else 8)
+        elif "backbone" not in part and part.endswith("bias"):
+            parameter.data.add_(0.3 * torch.randn_like(parameter))  # a dead unit's zeros would give all anchors one score
     return detector
 
 
@@ -251,3 +254,23 @@ def test_the_runtime_example_gives_the_same_without_torch(checkpoint, images, tm
     drawn = np.asarray(Image.open(tmp_path / "drawn.png"))
     assert drawn.shape == images["china.jpg"].shape
     assert (drawn != images["china.jpg"]).any()
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt", ".xml"])
+@pytest.mark.parametrize("name", ["ssd", "retinanet", "faster_rcnn_fpn"])
+def test_nothing_found_is_nothing_written(name, suffix, tmp_path):
+    if suffix == ".xml":
+        pytest.importorskip("openvino", reason="the extra export is not installed")
+    write_graph(lively(name, score_threshold=1.0), tmp_path / f"a{suffix}")
+    found = load_exported(tmp_path / f"a{suffix}")(np.zeros((2, 3, 50, 60), np.uint8))
+    assert found["counts"].tolist() == [0, 0]
+    assert all((value == 0).all() for value in found.values())
+    assert found["boxes"].shape[:2] == found["scores"].shape == found["labels"].shape
+
+
+@pytest.mark.parametrize("limits", [(800, 1333), (600, 1000), (96, 160)])
+def test_sides_are_those_of_shortest_side(limits):
+    inputs = ShortestSide(*limits, mean=[0.5] * 3, std=[0.5] * 3).eval()
+    for sides in [(480, 640), (427, 640), (97, 100), (1, 500), (96, 96), (2000, 333), (161, 167)]:
+        expected = inputs([torch.zeros(3, *sides, dtype=torch.uint8)]).sizes[0]
+        assert tuple(resized_sides(torch.tensor(sides), inputs.min_size, inputs.max_size).tolist()) == expected
