@@ -150,4 +150,4 @@ class MapAnchors(nn.Module):
         strides = [(images.shape[-2] // height, images.shape[-1] // width) for height, width in grids]
         self.generator.set_cell_anchors(torch.float32, images.device)
         boxes = self.generator.grid_anchors(grids, strides)
-        return self.kind(torch.cat(boxes), self.weights, [len(of_map) for of_map in boxes])
+        return self.kind(torch.cat(boxes), self.weights, [of_map.shape[0] for of_map in boxes])
