@@ -130,7 +130,7 @@ class FindBatchSize(BatchSizeFinder):
 
 @contextmanager
 def trial(trainer: Trainer, detector: Any) -> Iterator[None]:
-    """Steps before a training, with the weights that it starts from: as many as are wanted, without validation after epochs and without a schedule.
+    """Steps before a training, with the weights that it starts from: as many as are wanted, without validation and without a schedule.
 
     Lightning puts back weights and counts; the optimizers are to be made anew.
     """
