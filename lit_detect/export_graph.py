@@ -103,7 +103,7 @@ class DetectionGraph(nn.Module):
         features = self.network.features(Inputs(batch, [], []))
         proposals, there = self.propose(batch, size, features)
         image = torch.arange(batch.shape[0])[:, None, None].expand(-1, there.shape[1], 1).to(proposals)
-        rois = torch.cat([image, proposals], dim=2).flatten(0, 1)  # (N P, 5)
+        rois = torch.cat([image, proposals], dim=2).reshape(-1, 5)  # (N P, 5), also in what OpenVINO knows of it
         logits, deltas = self.network.refine(features, rois, ())
         scores = logits.softmax(dim=-1)[:, 1:].unflatten(0, (-1, there.shape[1]))
         boxes = Anchors(rois[:, None, 1:]).decode(deltas)  # (N P, C + 1, 4), or (N P, 1, 4) for all classes

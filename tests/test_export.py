@@ -27,14 +27,23 @@ TWO_STAGE = [name for name in DETECTORS if name.startswith(("faster", "rfcn"))]
 DENSE = [name for name in DETECTORS if name not in TWO_STAGE]
 ONE_OF_EACH = ["ssd", "yolov3", "retinanet", "faster_rcnn_fpn", "rfcn"]
 
+FACTORS = {
+    "retinanet": 12,
+    "retinanet_v2": 12,
+    "retinanet_mining": 12,
+    "fcos_focal": 12,
+    "faster_rcnn_last_map": 3,
+    "faster_rcnn_roi_pool": 3,
+}
 
-def lively(name, **kwargs):
+
+def lively(name, factor=None, **kwargs):
     """A detector whose scores spread as those of a trained one do: untrained, all are nearly equal, and their order is noise."""
     torch.manual_seed(0)
     detector = DETECTORS[name](**kwargs).eval()
     for part, parameter in detector.network.named_parameters():
-        if "backbone" not in part and parameter.ndim > 1:
-            parameter.data.mul_(16 if name.startswith(("retinanet", "fcos_focal")) else 8)
+        if "backbone" not in part and "bbox" not in part and parameter.ndim > 1:
+            parameter.data.mul_(factor or FACTORS.get(name, 8))
         elif "backbone" not in part and part.endswith("bias"):
             parameter.data.add_(0.3 * torch.randn_like(parameter))  # a dead unit's zeros would give all anchors one score
     return detector
