@@ -84,11 +84,8 @@ def export(
         )
     )
     if int8:
-        print(
-            printable(
-                f"int8: {path.with_suffix('.int8.onnx')}, calibrated on {len(pictures)} images; its AP is to be measured, not compared"
-            )
-        )
+        written = path.with_suffix(".int8.onnx")
+        print(printable(f"int8: {written}, calibrated on {len(pictures)} images; what it costs in AP is to be measured"))
 
 
 def made(folder: Path) -> Path:
@@ -199,15 +196,20 @@ def write_openvino(graph: DetectionGraph, example: torch.Tensor, path: Path, abo
 
 def quantize(path: Path, pictures: Mapping[str, np.ndarray]) -> Path:
     """Beside an ONNX file one with convolutions in 8 bits, calibrated on pictures: ``.int8.onnx``."""
-    quantization = imported("onnxruntime.quantization")
+    onnx, quantization = imported("onnx"), imported("onnxruntime.quantization")
     batches = iter([{"images": np.ascontiguousarray(image.transpose(2, 0, 1)[None])} for image in pictures.values()])
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined,misc]
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(batches, None)
 
-    written = path.with_suffix(".int8.onnx")
-    quantization.quantize_static(str(path), str(written), Reader(), per_channel=True, op_types_to_quantize=["Conv"])
+    prepared, written = path.with_suffix(".prepared.onnx"), path.with_suffix(".int8.onnx")
+    quantization.quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+    quantization.quantize_static(str(prepared), str(written), Reader(), per_channel=True, op_types_to_quantize=["Conv"])
+    model = onnx.load(str(written))
+    del model.metadata_props[:]  # to which ONNX Runtime adds remarks of its own, which are not JSON
+    model.metadata_props.extend(onnx.load(str(path)).metadata_props)
+    onnx.save(model, str(written))
     return written
 
 

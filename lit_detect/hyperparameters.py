@@ -82,10 +82,10 @@ def known_class(path: object, kind: type[Kind]) -> type[Kind]:
         InputError: not the path of such a class.
     """
     module, _, name = str(path).rpartition(".")
+    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
     if module.partition(".")[0] == "lit_detect":
         with contextlib.suppress(ImportError):
-            importlib.import_module(module)
-    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
+            found = getattr(importlib.import_module(module), name, None)  # which imports the module of a name of the package's own
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise InputError(
             f"Expected the class of a {kind.__name__} that this program knows but the checkpoint names {path!r}. If it is yours, import "

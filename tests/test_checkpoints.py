@@ -4,8 +4,10 @@ import pytest
 import torch
 import yaml
 
-from lit_detect import InputError
+import lit_detect
+from lit_detect import Detector, InputError
 from lit_detect.checkpoints import best_or_last, load_checkpoint, read_checkpoint
+from lit_detect.hyperparameters import known_class
 from tests.conftest import CLASSES, DETECTORS
 
 
@@ -70,3 +72,10 @@ def test_the_checkpoint_of_a_run(tmp_path):
     (second / "checkpoints").mkdir()
     (second / "checkpoints" / "last.ckpt").touch()
     assert best_or_last(second) == second / "checkpoints" / "last.ckpt"
+
+
+def test_a_class_is_found_by_the_packages_own_name_where_it_was_not_asked_for_yet(monkeypatch):
+    monkeypatch.delitem(vars(lit_detect), "SSDLite", raising=False)  # as in a fresh process: names are imported when first used
+    assert known_class("lit_detect.SSDLite", Detector).__name__ == "SSDLite"
+    with pytest.raises(InputError, match=r"the checkpoint names 'lit_detect\.import_module'"):
+        known_class("lit_detect.import_module", Detector)

@@ -1,17 +1,17 @@
 """AP of a checkpoint and of files that were exported from it, on a config's validation set, by the same metric.
 
 python -m lit_detect export --ckpt_path best.ckpt --config my.yaml --count 100 --int8 true
-python tools/benchmarks/int8.py --config my.yaml --ckpt_path best.ckpt --files '[best.onnx, best.int8.onnx]'
+python tools/benchmarks/int8.py --config my.yaml --ckpt_path best.ckpt --files best.onnx best.int8.onnx
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse import auto_cli
 from torch import Tensor
 
 from lit_detect import COCOMeanAveragePrecision, Detector
@@ -20,21 +20,20 @@ from lit_detect.export_check import load_exported
 from lit_detect.lightning_cli import read_config
 
 
-def main(config: str, ckpt_path: str, files: list[str]) -> None:
-    """Print AP and AP50 of each.
-
-    Args:
-        config: a training config.
-        ckpt_path: of a training with it.
-        files: as ``export`` writes them.
-    """
-    data, _ = read_config(config, with_model=False)
+def main() -> None:
+    """Print AP and AP50 of each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="a training config")
+    parser.add_argument("--ckpt_path", required=True, help="of a training with it")
+    parser.add_argument("--files", nargs="+", required=True, help="as export writes them")
+    arguments = parser.parse_args()
+    data, _ = read_config(arguments.config, with_model=False)
     data.setup("validate")
     dataset = data.splits["val"]
     assert dataset is not None
-    detector = Detector.load_from_checkpoint(ckpt_path, map_location="cpu")
-    runs: dict[str, Callable[[np.ndarray], dict[str, Tensor]]] = {ckpt_path: lambda image: detector.predict(image)[0]}
-    runs |= {file: of_file(file) for file in files}
+    detector = Detector.load_from_checkpoint(arguments.ckpt_path, map_location="cpu")
+    runs: dict[str, Callable[[np.ndarray], dict[str, Tensor]]] = {arguments.ckpt_path: lambda image: detector.predict(image)[0]}
+    runs |= {file: of_file(file) for file in arguments.files}
     for name, run in runs.items():
         values = average_precision(run, dataset, detector.classes)
         print(f"{name}: AP {values['map']:.3f}, AP50 {values['map_50']:.3f}", flush=True)
@@ -62,4 +61,4 @@ def average_precision(run: Callable[[np.ndarray], dict[str, Tensor]], dataset: D
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    main()
