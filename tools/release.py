@@ -23,10 +23,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def files_of(checkout: Path) -> list[str]:
-    """What git has in a checkout, or would have: all but what .gitignore names."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    """What git has in a checkout: what lies about there besides is not released."""
+    command = ["git", "ls-files", "-z"]
     found = subprocess.run(command, cwd=checkout, check=True, capture_output=True, text=True).stdout
-    return sorted(name for name in set(found.split("\0")) if (checkout / name).is_file())
+    return [name for name in found.split("\0") if (checkout / name).is_file()]
 
 
 def copy(checkout: Path, target: Path, mode: int) -> Path:
