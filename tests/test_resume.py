@@ -11,16 +11,8 @@ import torch
 from lit_detect.checkpoints import newest_last
 from lit_detect.seeds import seed_step
 
-VARIANTS = [
-    "workers",
-    "accumulation",
-    "epochs",
-    "validation within epochs",
-    "steps",
-    "steps and validation by steps",
-    "validation every other epoch",
-    "no validation",
-]
+VARIANTS = ["workers", "accumulation", "validation within epochs", "steps and validation by steps", "no validation"]
+MORE = ["epochs", "steps", "validation every other epoch"]
 
 
 def outcome(folder, variants, hooks="", moments=0):
@@ -60,7 +52,7 @@ def test_whatever_is_counted_saved_and_shuffled(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS + MORE)
 def test_whatever_is_counted_wherever_it_is_killed(tmp_path, variant):
     trials(tmp_path, [variant], "in step 8,in the second validation,SIGTERM in a step")
 
