@@ -118,18 +118,6 @@ class Small(Backbone):
         return {"c3": c3, "c4": c4, "c5": self.c5(c4)}
 
 
-class SmallC4(Small):
-    """The map of stride 16."""
-
-    def __init__(self, width: int = 32) -> None:
-        super().__init__(width)
-        self.out_channels = [2 * width]
-        del self.c5
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        return {"c4": self.c4(self.c3(images))}
-
-
 SIDES_96 = {"min_size": 96, "max_size": 96}
 HEAD_96 = {"head_channels": 128, "proposals": (100, 50), "roi_batch_size": 64}
 SHAPES = [[[12, 16], [18, 22]], [[24, 30], [32, 32]], [[40, 48], [56, 60]]]
@@ -147,10 +135,6 @@ ON_DIGITS = {
     "faster_rcnn": lambda classes: FasterRCNN(
         classes, Small(), fpn_channels=32, anchor_sizes=[[12], [24], [48], [96]], **SIDES_96, **HEAD_96
     ),
-    "faster_rcnn_ohem": lambda classes: FasterRCNN(
-        classes, SmallC4(), fpn=False, anchor_sizes=[[16, 32, 64]], ohem=True, box_loss=IoULoss("giou", weight=2.0), **SIDES_96, **HEAD_96
-    ),
-    "rfcn": lambda classes: RFCN(classes, SmallC4(), 64, grid=3, anchor_sizes=[[16, 32, 64]], proposals=(100, 50), **SIDES_96),
 }
 
 
@@ -158,5 +142,5 @@ ON_DIGITS = {
 def test_overfits_eight_images_of_digits(tmp_path, name):
     root = write_digits(str(tmp_path / "digits"), {"train": 8, "val": 1})
     dataset = VOCDetection(str(root), "train")
-    two_stage = "rcnn" in name or name == "rfcn"
-    assert overfit(ON_DIGITS[name](dataset.classes), dataset, range(8), 120 if two_stage else 80, rate=5e-3) >= 0.9
+    steps = 120 if name == "faster_rcnn" else 80
+    assert overfit(ON_DIGITS[name](dataset.classes), dataset, range(8), steps, rate=5e-3) >= 0.9
