@@ -130,9 +130,9 @@ class FindBatchSize(BatchSizeFinder):
 
 @contextmanager
 def trial(trainer: Trainer, detector: Any) -> Iterator[None]:
-    """Steps before a training, with the weights that it starts from: as many as are wanted, without validation after epochs and without a schedule.
+    """Steps before a training, with the weights that it starts from: as many as are wanted, without a schedule.
 
-    Lightning puts back weights and counts; the optimizers are to be made anew.
+    Epochs end without validation. Lightning puts back weights and counts; the optimizers are to be made anew.
     """
     detector.on_fit_start()  # Lightning asks the callbacks first, and what it puts back it would put back over the weights to start from
     loop, strategy = trainer.fit_loop, trainer.strategy
