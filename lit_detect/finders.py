@@ -130,9 +130,9 @@ class FindBatchSize(BatchSizeFinder):
 
 @contextmanager
 def trial(trainer: Trainer, detector: Any) -> Iterator[None]:
-    """Steps before a training, with the weights that it starts from: as many as are wanted, without validation and without a schedule.
+    """Steps before a training, with the weights that it starts from: as many as are wanted, without a schedule.
 
-    Lightning puts back weights and counts; the optimizers are to be made anew.
+    Epochs end without validation. Lightning puts back weights and counts; the optimizers are to be made anew.
     """
     detector.on_fit_start()  # Lightning asks the callbacks first, and what it puts back it would put back over the weights to start from
     loop, strategy = trainer.fit_loop, trainer.strategy
@@ -178,13 +178,12 @@ def steepest(rates: Sequence[float], losses: Sequence[float]) -> float:
     """
     points = np.array([[rate, loss] for rate, loss in zip(rates, losses, strict=True)][SKIPPED:-1])
     points = points[np.isfinite(points).all(axis=1)] if len(points) else points
-    slopes = np.gradient(points[:, 1], np.log(points[:, 0])) if len(points) > 1 else np.zeros(1)
-    if slopes.min() >= 0:
+    if len(points) < 2 or np.diff(points[:, 1]).min() >= 0:
         raise InputError(
             f"Expected a loss that falls somewhere in {len(losses)} steps with learning rates from {rates[0]:g} to {rates[-1]:g} but it "
             "does not: give FindLearningRate other bounds, or more num_training_steps."
         )
-    return float(points[slopes.argmin(), 0])
+    return float(points[np.gradient(points[:, 1], np.log(points[:, 0])).argmin(), 0])
 
 
 def draw(path: Path, rates: Sequence[float], losses: Sequence[float], found: float) -> None:

@@ -40,7 +40,7 @@ class Keep(Callback):
         self.rates = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.current_epoch == 1 and batch_idx == 0:
+        if trainer.current_epoch == 1 and batch_idx == 0 and trainer.ckpt_path is None:
             shutil.copy(trainer.checkpoint_callback.last_model_path, trainer.default_root_dir)
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):

@@ -11,11 +11,11 @@ from lit_detect.cli import main
 from lit_detect.data.digits import write_digits
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-SMALL = (
-    "--model.backbone.init_args.weights", "null", "--model.fpn_channels", "16", "--model.size", "96", "--model.scales", "linear",
-    "--data.batch_size", "2", "--data.num_workers", "0", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false",
-    "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.num_sanity_val_steps", "0",
-)  # fmt: skip
+SMALL = """
+trainer: {accelerator: cpu, enable_progress_bar: false, max_epochs: 1, limit_train_batches: 2, num_sanity_val_steps: 0}
+model: {init_args: {size: 96, scales: linear, fpn_channels: 16, backbone: {init_args: {weights: null}}}}
+data: {batch_size: 2, num_workers: 0}
+"""
 
 
 @pytest.fixture
@@ -34,6 +34,7 @@ def command(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def folders(tmp_path, command):
     """A VOC folder of words with splits for training, validation and test, and a COCO folder of the same digits as numbers."""
+    (tmp_path / "small.yaml").write_text(SMALL)
     digits = write_digits(str(tmp_path / "digits"), {"train": 6, "val": 4})
     command("convert", "--data", digits, "--format", "voc", "--out", "words")
     command("convert", "--data", digits, "--format", "coco", "--out", "numbers")
@@ -50,20 +51,34 @@ def folders(tmp_path, command):
 
 def test_three_commands(command, folders):
     out = command("audit", "--data", "words")
-    assert json.loads(Path("audit/audit.json").read_text())["splits"].keys() == {"train", "val", "test"}
-    assert all(word in out for word in WORDS)
+    audited = json.loads(Path("audit/audit.json").read_text())
+    assert audited["splits"].keys() == {"train", "val", "test"}
+    classes = audited["classes"]
+    assert len({*classes} & {*WORDS}) == len(classes) > 5
+    assert all(word in out for word in classes)
 
-    command("fit", "--config", "finetune.yaml", "--data.folder", "numbers", *SMALL)
+    command("fit", "--config", "finetune.yaml", "--data.folder", "numbers", "--config", "small.yaml")
     start = "lightning_logs/version_0/checkpoints/best.ckpt"
     finder = ["--trainer.callbacks+=FindLearningRate", "--trainer.callbacks.num_training_steps=13", "--trainer.callbacks.max_lr=0.01"]
     out = command(
-        "fit", "--config", "finetune.yaml", "--data.folder", "words", "--model.init_from", start, "--seed_everything", "1", *finder, *SMALL
+        "fit",
+        "--config",
+        "finetune.yaml",
+        "--data.folder",
+        "words",
+        "--model.init_from",
+        start,
+        "--seed_everything",
+        "1",
+        *finder,
+        "--config",
+        "small.yaml",
     )
     run = Path("lightning_logs/version_1")
     assert "learning rate: " in out
     assert {"learning_rate.png", "detections.png", "metrics.json", "checkpoints", "config.yaml"} <= {path.name for path in run.iterdir()}
     before, after = (torch.load(path, weights_only=True) for path in (start, run / "checkpoints/best.ckpt"))
-    assert after["hyper_parameters"]["classes"] == sorted(WORDS)
+    assert after["hyper_parameters"]["classes"] == sorted(classes)
     frozen = [name for name in before["state_dict"] if "body.features.1." in name]
     assert frozen
     for name in frozen:  # of the first training's random weights, which the second starts from
@@ -71,7 +86,7 @@ def test_three_commands(command, folders):
 
     out = command("report", "--run", run, "--split", "test")
     page = (run / "report.html").read_text()
-    assert all(word in page for word in WORDS)
+    assert all(word in page for word in classes)
     out = command("test", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints/best.ckpt")
     assert "AP50" in out
     assert json.loads((run.with_name("version_2") / "metrics.json").read_text())["test"]["images"] == 2
@@ -79,7 +94,7 @@ def test_three_commands(command, folders):
 
 def test_a_folder_without_validation_is_trained_to_the_end(command, folders):
     Path("numbers/annotations/instances_val.json").unlink()
-    command("fit", "--config", "finetune.yaml", "--data.folder", "numbers", *SMALL)
+    command("fit", "--config", "finetune.yaml", "--data.folder", "numbers", "--config", "small.yaml")
     assert [path.name for path in Path("lightning_logs/version_0/checkpoints").iterdir()] == ["last.ckpt"]
     with pytest.raises(SystemExit) as exit:
         command(
