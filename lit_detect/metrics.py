@@ -225,7 +225,7 @@ def image_rows(found: dict[str, Tensor], target: dict[str, Tensor]) -> Tensor:
     if "image_id" in target:
         identity = target["image_id"].reshape(1).long()
         parts = [identity // PART**2, identity // PART % PART, identity % PART]
-        head[:, 1:4] = torch.stack(parts, dim=1).to(head)
+        head[:, 1:4] = torch.stack(parts, dim=1)
     return torch.cat([head, *(rows.to(head.device) for rows in boxes)])
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.ops import batched_nms, clip_boxes_to_image, nms
 
 from lit_detect import InputError, PostProcess
 from lit_detect.boxes import Anchors
@@ -177,6 +177,15 @@ def test_what_is_not_a_number_hides_nothing():
     scores[:39] = torch.nan
     found = detect(PostProcess(detections_per_image=10), scores, boxes, (2000, 2000))
     assert found["scores"].tolist() == scores[39:, 0].sort(descending=True).values[:10].tolist()
+
+
+@pytest.mark.parametrize(("overlap", "kept"), [(110, 1), (90, 2), (100, 2)])
+def test_an_overlap_of_just_the_threshold_is_torchvisions(overlap, kept):
+    """In float32 .55 is more than .55, and .45 less than .45."""
+    side = (200 + overlap) / 2
+    boxes, scores, threshold = torch.tensor([[0.0, 0, side, 1], [200 - side, 0, 200, 1]]), torch.tensor([0.9, 0.8]), overlap / 200
+    assert len(nms(boxes, scores, threshold)) == kept
+    assert len(detect(PostProcess(nms_threshold=threshold), scores[:, None], boxes, (200, 200))["scores"]) == kept
 
 
 def test_by_default_it_is_torchvisions_ssd():

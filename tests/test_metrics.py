@@ -87,16 +87,14 @@ def test_the_order_of_images_and_their_repeats_change_nothing(kind, name):
 
 
 def test_classes_keep_their_names_when_only_some_are_seen():
-    metric = COCOMeanAveragePrecision(["a", "b", "c"])
+    metric = COCOMeanAveragePrecision(list("abcdefgh"))
     box = torch.tensor([[0.0, 0, 50, 50]])
     metric.update(
-        [{"boxes": box, "labels": torch.tensor([3]), "scores": torch.tensor([0.9])}],
-        [{"boxes": box.repeat(2, 1), "labels": torch.tensor([2, 3])}],
+        [{"boxes": box, "labels": torch.tensor([8]), "scores": torch.tensor([0.9])}],
+        [{"boxes": box.repeat(2, 1), "labels": torch.tensor([1, 8])}],  # Python's set of these has 8 before 1
     )
     values = metric.compute()
-    assert values["ap/c"] == pytest.approx(1)
-    assert values["ap/b"] == 0
-    assert "ap/a" not in values
+    assert {name: value for name, value in values.items() if name.startswith("ap/")} == pytest.approx({"ap/a": 0, "ap/h": 1})
 
 
 @pytest.mark.parametrize("kind", [COCOMeanAveragePrecision, VOCMeanAveragePrecision])
@@ -129,7 +127,7 @@ def test_what_was_evaluated_stays_at_hand():
 
 
 def test_targets_have_the_fields_that_analysis_reads():
-    boxes = torch.tensor([[0.0, 0, 10, 20], [5, 5, 10, 10], [0, 0, 4, 4]])
+    boxes = torch.tensor([[0.0, 0, 10.1, 20.2], [5, 5, 10, 10], [0, 0, 4, 4]])
     target = {"boxes": boxes, "labels": torch.tensor([1, 2, 1]), "difficult": torch.tensor([0, 1, 0])}
     found = {"boxes": boxes[:1].half(), "labels": torch.tensor([2]), "scores": torch.tensor([0.5]).half()}
     metric = VOCMeanAveragePrecision(["a", "b"])
@@ -137,7 +135,8 @@ def test_targets_have_the_fields_that_analysis_reads():
     metric.compute()
     identified, unknown = metric.targets  # those without an id come last
     assert "image_id" not in unknown
-    assert (identified["image_id"].item(), identified["area"].tolist(), unknown["area"].tolist()) == (-5, [7, 8, 9], [200, 25, 16])
+    assert (identified["image_id"].item(), identified["area"].tolist()) == (-5, [7, 8, 9])
+    assert unknown["area"].tolist() == pytest.approx([10.1 * 20.2, 25, 16], rel=1e-12)
     for one in metric.targets:
         assert (one["labels"].tolist(), one["iscrowd"].tolist(), one["boxes"].tolist()) == ([1, 2, 1], [0, 1, 0], boxes.tolist())
     for one in metric.detections:
