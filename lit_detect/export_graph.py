@@ -100,10 +100,13 @@ class DetectionGraph(nn.Module):
         image = torch.arange(batch.shape[0])[:, None, None].expand(-1, there.shape[1], 1).to(proposals)
         rois = torch.cat([image, proposals], dim=2).reshape(-1, 5)  # (N P, 5), also in what OpenVINO knows of it
         logits, deltas = self.network.refine(features, rois, ())
-        scores = logits.softmax(dim=-1)[:, 1:].unflatten(0, (-1, there.shape[1]))
+        scores = logits.softmax(dim=-1)[:, 1:]
         boxes = Anchors(rois[:, None, 1:]).decode(deltas)  # (N P, C + 1, 4), or (N P, 1, 4) for all classes
         boxes = boxes[:, 1:] if boxes.shape[1] > 1 else boxes[:, 0]
-        return torch.where(there[..., None], scores, NOTHING), boxes.unflatten(0, (-1, there.shape[1]))
+        # not by unflatten, which ONNX gets with the number of images as it was
+        count = self.network.rpn.post_nms_top_n()
+        scores, boxes = (values.reshape(-1, count, *values.shape[1:]) for values in (scores, boxes))
+        return torch.where(there[..., None], scores, NOTHING), boxes
 
     def propose(self, batch: Tensor, size: Tensor, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Proposals ``(N, P, 4)`` as torchvision's `filter_proposals` picks them, and which are there ``(N, P)``."""
@@ -180,7 +183,9 @@ class Vote:
         corners = (rois[:, 1:] * (1 / self.stride) + 0.5).floor().view(maps.shape[0], -1, 4)  # ps_roi_pool rounds .5 up
         columns = self.windows(corners[..., 0], corners[..., 2], maps.shape[3])  # (N, P, k, w)
         lines = self.windows(corners[..., 1], corners[..., 3], maps.shape[2])
-        by_position = maps.unflatten(1, (-1, self.grid, self.grid)).permute(2, 3, 0, 4, 5, 1).flatten(3, 4)  # (k, k, N, h w, D)
+        by_position = maps.view(maps.shape[0], -1, self.grid, self.grid, maps.shape[2] * maps.shape[3]).permute(
+            2, 3, 0, 4, 1
+        )  # (k, k, N, h w, D)
         votes = []
         for row in range(self.grid):
             for column in range(self.grid):
