@@ -39,12 +39,13 @@ class DetectionGraph(nn.Module):
     Args:
         network: of a `Detector`; it is copied.
         heads: stop before thresholds and non-maximum suppression.
+        float64: the runtime has it; OpenVINO does not.
 
     Raises:
         InputError: a network that is neither one-stage nor two-stage, or heads of a two-stage one.
     """
 
-    def __init__(self, network: nn.Module, heads: bool = False) -> None:
+    def __init__(self, network: nn.Module, heads: bool = False, float64: bool = True) -> None:
         super().__init__()
         if not isinstance(network, DenseNetwork | TwoStageNetwork):
             raise InputError(f"Expected a DenseNetwork or a TwoStageNetwork to export but got {type(network).__name__}.")
@@ -53,6 +54,7 @@ class DetectionGraph(nn.Module):
                 "Expected a one-stage detector for heads: those of a two-stage detector look at regions, and which these are is decided "
                 "by non-maximum suppression of proposals, so there is nothing before it but the proposals."
             )
+        self.sides = resized_sides if float64 else whole_sides
         self.heads, self.outputs = heads, ["boxes", "scores"] if heads else ["boxes", "labels", "scores", "counts"]
         self.network: Any = copy.deepcopy(network).cpu().float().eval()
         if isinstance(network, TwoStageNetwork):
@@ -88,7 +90,7 @@ class DetectionGraph(nn.Module):
         if isinstance(inputs, FixedSize):
             resized = F.interpolate(images.float(), (inputs.size, inputs.size), mode="bilinear", align_corners=False)
             return Normalize.forward(inputs, resized), torch.full_like(sides, inputs.size)
-        size = resized_sides(sides, inputs.min_size, inputs.max_size)
+        size = self.sides(sides, inputs.min_size, inputs.max_size)
         resized = F.interpolate(Normalize.forward(inputs, images), (size[0], size[1]), mode="bilinear", align_corners=False)
         padding = -size % inputs.divisor
         return F.pad(resized, (0, padding[1], 0, padding[0])), size
@@ -129,10 +131,17 @@ class DetectionGraph(nn.Module):
 
 
 def resized_sides(sides: Tensor, min_size: int, max_size: int) -> Tensor:
-    """Height and width as `ShortestSide` makes them, in whole numbers: in float32, which OpenVINO would take, one in seven is a pixel off.
+    """Height and width as `ShortestSide` makes them, by Python's own division in float64: where a product is whole, rounding decides."""
+    wanted = torch.tensor([min_size, max_size], dtype=torch.float64)  # a number over a tensor would be another division
+    scale = (wanted / torch.stack([sides.min(), sides.max()])).min()
+    return (sides.double() * scale).long().clamp(min=1)
 
-    Python's floats lose a pixel now and then too: ``int(97 * (800 / 97)) == 799``. That is looked up for the side that becomes `min_size`
-    or `max_size`; where the other one's product is a whole number too they may still differ, in less than 1 of 2000 sizes.
+
+def whole_sides(sides: Tensor, min_size: int, max_size: int) -> Tensor:
+    """The same in whole numbers, for OpenVINO, whose float32 is a pixel off in one of seven sizes.
+
+    Python's floats lose a pixel now and then: ``int(97 * (800 / 97)) == 799``. That is looked up for the side that becomes `min_size` or
+    `max_size`; where the other one's product is a whole number too they may still differ, in less than 1 of 2000 sizes.
     """
     short, long = sides.min(), sides.max()
     by_short = min_size * long <= max_size * short
