@@ -145,9 +145,9 @@ def write_graph(detector: Detector, path: Path, heads: bool = False) -> None:
     Raises:
         InputError: a package is not installed, or heads are asked of a two-stage detector.
     """
-    graph = DetectionGraph(detector.network, heads).eval()
+    graph = DetectionGraph(detector.network, heads, float64=path.suffix != ".xml").eval()
     about = metadata(detector, heads)
-    example = torch.randint(0, 256, (2, 3, 240, 320), dtype=torch.uint8)
+    example = torch.randint(0, 256, (3, 3, 240, 320), dtype=torch.uint8)  # others than are checked, in number and size
     with quiet(), torch.no_grad():
         if path.suffix == ".pt":
             traced = torch.jit.trace(graph, example, check_trace=False)  # type: ignore[no-untyped-call]

@@ -32,7 +32,7 @@ def pick(post_process: PostProcess, scores: Tensor, boxes: Tensor, limits: Tenso
             box = boxes.transpose(1, 2) if boxes.ndim == 4 else boxes[:, None].expand(-1, classes, -1, -1)
         else:
             score, place = highest(score, post_process.candidates_per_class)
-            box = rows(boxes, place.flatten(1)).unflatten(1, (classes, -1))
+            box = rows(boxes, place.flatten(1)).view(-1, classes, post_process.candidates_per_class, 4)
         label = torch.arange(classes)[:, None].expand_as(score).flatten(1)
     box = clip(box, limits)
     if post_process.min_size > 0:

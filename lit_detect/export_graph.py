@@ -39,12 +39,13 @@ class DetectionGraph(nn.Module):
     Args:
         network: of a `Detector`; it is copied.
         heads: stop before thresholds and non-maximum suppression.
+        float64: the runtime has it; OpenVINO does not.
 
     Raises:
         InputError: a network that is neither one-stage nor two-stage, or heads of a two-stage one.
     """
 
-    def __init__(self, network: nn.Module, heads: bool = False) -> None:
+    def __init__(self, network: nn.Module, heads: bool = False, float64: bool = True) -> None:
         super().__init__()
         if not isinstance(network, DenseNetwork | TwoStageNetwork):
             raise InputError(f"Expected a DenseNetwork or a TwoStageNetwork to export but got {type(network).__name__}.")
@@ -53,6 +54,7 @@ class DetectionGraph(nn.Module):
                 "Expected a one-stage detector for heads: those of a two-stage detector look at regions, and which these are is decided "
                 "by non-maximum suppression of proposals, so there is nothing before it but the proposals."
             )
+        self.sides = resized_sides if float64 else whole_sides
         self.heads, self.outputs = heads, ["boxes", "scores"] if heads else ["boxes", "labels", "scores", "counts"]
         self.network: Any = copy.deepcopy(network).cpu().float().eval()
         if isinstance(network, TwoStageNetwork):
@@ -88,7 +90,7 @@ class DetectionGraph(nn.Module):
         if isinstance(inputs, FixedSize):
             resized = F.interpolate(images.float(), (inputs.size, inputs.size), mode="bilinear", align_corners=False)
             return Normalize.forward(inputs, resized), torch.full_like(sides, inputs.size)
-        size = resized_sides(sides, inputs.min_size, inputs.max_size)
+        size = self.sides(sides, inputs.min_size, inputs.max_size)
         resized = F.interpolate(Normalize.forward(inputs, images), (size[0], size[1]), mode="bilinear", align_corners=False)
         padding = -size % inputs.divisor
         return F.pad(resized, (0, padding[1], 0, padding[0])), size
@@ -100,10 +102,13 @@ class DetectionGraph(nn.Module):
         image = torch.arange(batch.shape[0])[:, None, None].expand(-1, there.shape[1], 1).to(proposals)
         rois = torch.cat([image, proposals], dim=2).reshape(-1, 5)  # (N P, 5), also in what OpenVINO knows of it
         logits, deltas = self.network.refine(features, rois, ())
-        scores = logits.softmax(dim=-1)[:, 1:].unflatten(0, (-1, there.shape[1]))
+        scores = logits.softmax(dim=-1)[:, 1:]
         boxes = Anchors(rois[:, None, 1:]).decode(deltas)  # (N P, C + 1, 4), or (N P, 1, 4) for all classes
         boxes = boxes[:, 1:] if boxes.shape[1] > 1 else boxes[:, 0]
-        return torch.where(there[..., None], scores, NOTHING), boxes.unflatten(0, (-1, there.shape[1]))
+        # not by unflatten, which ONNX gets with the number of images as it was
+        count = self.network.rpn.post_nms_top_n()
+        scores, boxes = (values.reshape(-1, count, *values.shape[1:]) for values in (scores, boxes))
+        return torch.where(there[..., None], scores, NOTHING), boxes
 
     def propose(self, batch: Tensor, size: Tensor, features: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Proposals ``(N, P, 4)`` as torchvision's `filter_proposals` picks them, and which are there ``(N, P)``."""
@@ -126,10 +131,17 @@ class DetectionGraph(nn.Module):
 
 
 def resized_sides(sides: Tensor, min_size: int, max_size: int) -> Tensor:
-    """Height and width as `ShortestSide` makes them, in whole numbers: in float32, which OpenVINO would take, one in seven is a pixel off.
+    """Height and width as `ShortestSide` makes them, by Python's own division in float64: where a product is whole, rounding decides."""
+    wanted = torch.tensor([min_size, max_size], dtype=torch.float64)  # a number over a tensor would be another division
+    scale = (wanted / torch.stack([sides.min(), sides.max()])).min()
+    return (sides.double() * scale).long().clamp(min=1)
 
-    Python's floats lose a pixel now and then too: ``int(97 * (800 / 97)) == 799``. That is looked up for the side that becomes `min_size`
-    or `max_size`; where the other one's product is a whole number too they may still differ, in less than 1 of 2000 sizes.
+
+def whole_sides(sides: Tensor, min_size: int, max_size: int) -> Tensor:
+    """The same in whole numbers, for OpenVINO, whose float32 is a pixel off in one of seven sizes.
+
+    Python's floats lose a pixel now and then: ``int(97 * (800 / 97)) == 799``. That is looked up for the side that becomes `min_size` or
+    `max_size`; where the other one's product is a whole number too they may still differ, in less than 1 of 2000 sizes.
     """
     short, long = sides.min(), sides.max()
     by_short = min_size * long <= max_size * short
@@ -180,7 +192,9 @@ class Vote:
         corners = (rois[:, 1:] * (1 / self.stride) + 0.5).floor().view(maps.shape[0], -1, 4)  # ps_roi_pool rounds .5 up
         columns = self.windows(corners[..., 0], corners[..., 2], maps.shape[3])  # (N, P, k, w)
         lines = self.windows(corners[..., 1], corners[..., 3], maps.shape[2])
-        by_position = maps.unflatten(1, (-1, self.grid, self.grid)).permute(2, 3, 0, 4, 5, 1).flatten(3, 4)  # (k, k, N, h w, D)
+        by_position = maps.view(maps.shape[0], -1, self.grid, self.grid, maps.shape[2] * maps.shape[3]).permute(
+            2, 3, 0, 4, 1
+        )  # (k, k, N, h w, D)
         votes = []
         for row in range(self.grid):
             for column in range(self.grid):

@@ -14,7 +14,7 @@ from lit_detect import InputError, PostProcess, SSDLite
 from lit_detect.cli import main
 from lit_detect.export import export, images_to_check, metadata, write_graph
 from lit_detect.export_check import agreement, check_detections, check_heads, load_exported
-from lit_detect.export_graph import Vote, resized_sides
+from lit_detect.export_graph import Vote, resized_sides, whole_sides
 from lit_detect.models.inputs import ShortestSide
 from tests.conftest import CLASSES, DETECTORS
 from tests.test_contract import save
@@ -281,4 +281,5 @@ def test_sides_are_those_of_shortest_side(limits):
     inputs = ShortestSide(*limits, mean=[0.5] * 3, std=[0.5] * 3).eval()
     for sides in [(480, 640), (427, 640), (97, 100), (1, 500), (96, 96), (2000, 333), (161, 167)]:
         expected = inputs([torch.zeros(3, *sides, dtype=torch.uint8)]).sizes[0]
-        assert tuple(resized_sides(torch.tensor(sides), inputs.min_size, inputs.max_size).tolist()) == expected
+        for resized in (resized_sides, whole_sides):
+            assert tuple(resized(torch.tensor(sides), *limits).tolist()) == expected

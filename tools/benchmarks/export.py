@@ -36,18 +36,25 @@ DETECTORS: dict[str, type[Detector]] = {"SSDLite320, MobileNetV3": SSDLite, "SSD
 
 
 def as_if_trained(detector: Detector, image: torch.Tensor) -> Detector:
-    """The background's logits raised until `PASSING` scores pass; the others' spread."""
-    network: Any = detector.eval().network
+    """Norms that fit the image, and the background's logit raised until `PASSING` scores of the image pass."""
+    network: Any = detector.network
     layers = list(class_layers(network.head).values())
     for layer in layers:
         nn.init.normal_(layer.weight, std=0.1)
-    step = len(CLASSES) + 1
-    for _ in range(100):
-        logits = network.predict(network.inputs([image]).images)[0]
-        if int((network.criterion.scores(logits) > network.post_process.score_threshold).sum()) <= PASSING:
-            break
-        for layer in layers:
-            layer.bias.data[::step] += 0.5
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    inputs = network.inputs([image, image.flip(-1)]).images
+    network.train().predict(inputs)
+    logits, _, _ = network.eval().predict(inputs[:1])
+    low, high = 0.0, 50.0
+    background = torch.eye(logits.shape[2])[0]
+    for _ in range(30):
+        middle = (low + high) / 2
+        passing = int((network.criterion.scores(logits + middle * background) > network.post_process.score_threshold).sum())
+        low, high = (middle, high) if passing > PASSING else (low, middle)
+    for layer in layers:
+        layer.bias.data[:: logits.shape[2]] += high
     return detector
 
 
