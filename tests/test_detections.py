@@ -13,6 +13,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image, nms
 
 from lit_detect import InputError, PostProcess
 from lit_detect.boxes import Anchors
+from lit_detect.detections import highest
 
 
 def class_by_class(scores, boxes, size, settings):
@@ -186,6 +187,15 @@ def test_an_overlap_of_just_the_threshold_is_torchvisions(overlap, kept):
     boxes, scores, threshold = torch.tensor([[0.0, 0, side, 1], [200 - side, 0, 200, 1]]), torch.tensor([0.9, 0.8]), overlap / 200
     assert len(nms(boxes, scores, threshold)) == kept
     assert len(detect(PostProcess(nms_threshold=threshold), scores[:, None], boxes, (200, 200))["scores"]) == kept
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4])
+def test_the_highest_are_those_of_a_stable_sort(limit):
+    """Also where the last score of all is one of them."""
+    scores = torch.tensor([[2.0, 3.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0], [4.0, 2.0, 3.0, 1.0]])
+    ordered = scores.sort(dim=1, descending=True, stable=True)
+    expected = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, ordered.indices[:, :limit], True)
+    assert torch.equal(highest(scores, ordered.values[:, limit - 1 : limit], limit, groups=1), expected)
 
 
 def test_by_default_it_is_torchvisions_ssd():
