@@ -84,7 +84,6 @@ def test_a_full_memory_ends_the_search():
     assert list(images_per_second(run, [torch.zeros(3, 8, 8)])) == [1, 2]
 
 
-@pytest.mark.skipif(process_memory("VmHWM") is None, reason="needs Linux's /proc")
 def peak_is_set_back():
     """Whether a process may set its peak back, which some sandboxes do not let it."""
     try:
