@@ -183,7 +183,7 @@ def about(path):
     if path.suffix == ".xml":
         import openvino
 
-        return {name: value.value for name, value in openvino.Core().read_model(str(path)).get_rt_info(["lit_detect"]).value.items()}
+        return openvino.Core().read_model(str(path)).get_rt_info(["lit_detect"]).value
     files = {"metadata.json": ""}
     torch.jit.load(str(path), _extra_files=files)
     return {name: json.dumps(value) for name, value in json.loads(files["metadata.json"]).items()}
