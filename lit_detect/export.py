@@ -103,17 +103,17 @@ def images_to_check(images: str | None, config: str | None, count: int) -> dict[
 
         photographs = load_sample_images()
         return dict(zip(map(os.path.basename, photographs.filenames), photographs.images, strict=True))
-    dataset: DetectionDataset | None
+    dataset: DetectionDataset
     if config is not None:
         from lit_detect.lightning_cli import read_config
 
         data, _ = read_config(config, with_model=False)
+        if data.splits["val"] is None:
+            raise InputError(f"Expected validation data in {config} but there is none: give --images.")
         data.setup("validate")
-        dataset = data.splits["val"]
+        dataset = data.feeds["val"].dataset
     else:
         dataset = to_predict(str(images))
-    if dataset is None:
-        raise InputError(f"Expected validation data in {config} but there is none: give --images.")
     return {dataset.file_name(index): dataset.load(index)[0] for index in range(min(count, len(dataset)))}
 
 
@@ -217,7 +217,7 @@ def quantize(path: Path, pictures: Mapping[str, np.ndarray]) -> Path:
 def quiet() -> Iterator[None]:
     """Without the tracer's warnings of what it keeps as it is, which is meant, and of its age."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", category=UserWarning, module="torch")

@@ -56,14 +56,15 @@ class DetectionGraph(nn.Module):
             )
         self.sides = resized_sides if float64 else whole_sides
         self.heads, self.outputs = heads, ["boxes", "scores"] if heads else ["boxes", "labels", "scores", "counts"]
-        self.network: Any = copy.deepcopy(network).cpu().float().eval()
+        copied: Any = copy.deepcopy(network).cpu().float().eval()
+        self.network = copied
         if isinstance(network, TwoStageNetwork):
             with torch.no_grad():  # torchvision's RoIAlign works strides out of the first images that it sees
-                self.network([torch.zeros(3, 512, 512, dtype=torch.uint8)])
+                copied([torch.zeros(3, 512, 512, dtype=torch.uint8)])
             if isinstance(getattr(network, "roi_pool", None), MultiScaleRoIAlign):
-                self.network.roi_pool = AlignRegions(self.network.roi_pool)
+                copied.roi_pool = AlignRegions(copied.roi_pool)
             if isinstance(getattr(network, "maps", None), PositionSensitiveMaps):
-                self.network.maps.vote = Vote(self.network.maps)
+                copied.maps.vote = Vote(copied.maps)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         sides = torch._shape_as_tensor(images)[2:]  # height and width
@@ -91,7 +92,8 @@ class DetectionGraph(nn.Module):
             resized = F.interpolate(images.float(), (inputs.size, inputs.size), mode="bilinear", align_corners=False)
             return Normalize.forward(inputs, resized), torch.full_like(sides, inputs.size)
         size = self.sides(sides, inputs.min_size, inputs.max_size)
-        resized = F.interpolate(Normalize.forward(inputs, images), (size[0], size[1]), mode="bilinear", align_corners=False)
+        wanted: Any = (size[0], size[1])  # which a trace keeps as tensors
+        resized = F.interpolate(Normalize.forward(inputs, images), wanted, mode="bilinear", align_corners=False)
         padding = -size % inputs.divisor
         return F.pad(resized, (0, padding[1], 0, padding[0])), size
 
@@ -147,7 +149,8 @@ def whole_sides(sides: Tensor, min_size: int, max_size: int) -> Tensor:
     by_short = min_size * long <= max_size * short
     side, target = torch.where(by_short, short, long), torch.where(by_short, min_size, max_size)
     tables = [[size] + [int(length * (size / length)) for length in range(1, LONGEST)] + [size] for size in (min_size, max_size)]
-    own = torch.where(by_short, *(torch.tensor(table)[side.clamp(max=LONGEST)] for table in tables))
+    smaller, larger = (torch.tensor(table)[side.clamp(max=LONGEST)] for table in tables)
+    own = torch.where(by_short, smaller, larger)
     return torch.where(sides == side, own, sides * target // side).clamp(min=1)
 
 

@@ -29,8 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     data, _ = read_config(arguments.config, with_model=False)
     data.setup("validate")
-    dataset = data.splits["val"]
-    assert dataset is not None
+    dataset = data.feeds["val"].dataset
     detector = Detector.load_from_checkpoint(arguments.ckpt_path, map_location="cpu")
     runs: dict[str, Callable[[np.ndarray], dict[str, Tensor]]] = {arguments.ckpt_path: lambda image: detector.predict(image)[0]}
     runs |= {file: of_file(file) for file in arguments.files}
