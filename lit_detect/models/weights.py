@@ -107,7 +107,7 @@ def local_file(source: str, expected: str, purpose: str = "") -> Path:
         except OSError as error:
             raise InputError(
                 f"Could not fetch {source} ({error}). On a machine without network, put that file into {path.parent}, "
-                "or give its path instead, or set weights to null to train from scratch."
+                "or give its path instead, or write `weights: null` in the config to train from scratch."
             ) from error
     return path
 
