@@ -147,6 +147,7 @@ def trial(trainer: Trainer, detector: Any) -> Iterator[None]:
         trainer.check_val_every_n_epoch, loop.max_epochs = before
         loop._restarting = False  # its setter says True of a training whose length is in steps
         loop.epoch_loop.restarting = False
+        trainer.ckpt_path = None  # not the file that the trial was put back from
 
 
 def keep_factors(optimizer: Optimizer) -> list[Any]:

@@ -122,7 +122,7 @@ def test_a_training_whose_length_is_in_steps_starts_at_its_first_epoch_too(fit):
 
 def test_it_goes_on_from_a_checkpoint_with_what_was_found(fit, tmp_path):
     def finders():
-        return [FindBatchSize(max_batch_size=4, steps_per_trial=1), FindLearningRate(1e-4, 0.5, 14)]
+        return [FindBatchSize(max_batch_size=4, steps_per_trial=1), FindLearningRate(1e-4, 0.5, 20)]
 
     trainer, _, rates = fit("whole", finders())
     assert trainer.datamodule.batch_size == 4

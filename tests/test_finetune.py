@@ -59,7 +59,7 @@ def test_three_commands(command, folders):
 
     command("fit", "--config", "finetune.yaml", "--data.folder", "numbers", "--config", "small.yaml")
     start = "lightning_logs/version_0/checkpoints/best.ckpt"
-    finder = ["--trainer.callbacks+=FindLearningRate", "--trainer.callbacks.num_training_steps=13", "--trainer.callbacks.max_lr=0.01"]
+    finder = ["--trainer.callbacks+=FindLearningRate", "--trainer.callbacks.num_training_steps=25", "--trainer.callbacks.max_lr=0.01"]
     out = command(
         "fit",
         "--config",
@@ -82,7 +82,7 @@ def test_three_commands(command, folders):
     frozen = [name for name in before["state_dict"] if "body.features.1." in name]
     assert frozen
     for name in frozen:  # of the first training's random weights, which the second starts from
-        assert torch.equal(before["state_dict"][name], after["state_dict"][name])
+        torch.testing.assert_close(before["state_dict"][name], after["state_dict"][name], rtol=1e-6, atol=0)  # averaging rounds
 
     out = command("report", "--run", run, "--split", "test")
     page = (run / "report.html").read_text()

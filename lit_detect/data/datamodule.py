@@ -154,10 +154,9 @@ class DetectionDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the annotations of what the stage needs, and check them."""
-        if stage == "fit":
-            needed = ["train"] if self.splits["val"] is None else ["train", "val"]
-        else:
-            needed = ["val" if stage == "validate" else stage]
+        needed = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["predict"]}[stage]
+        if stage == "fit" and self.splits["val"] is None:
+            needed = ["train"]
         for name in needed:
             if name not in self.feeds:
                 self.feeds[name] = self._read(name)
