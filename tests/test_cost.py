@@ -17,7 +17,6 @@ from lit_detect.cost import (
     in_turn,
     machine,
     memory_left,
-    process_memory,
     proposals,
     proposals_of,
 )
