@@ -27,7 +27,7 @@ OF_A_TRAINING_THAT_IS_DONE = {"run": {"run", "ckpt_path", "data"}, "ckpt_path": 
 # settings that do not change what is trained
 ELSEWHERE = ("trainer.logger", "checkpoint.dirpath", "data.num_workers")
 LETTERS = 400  # of a failure's reason
-TRAINING_KEYS = {"seed_everything", "trainer", "model", "data", "checkpoint"}
+TRAINING_KEYS = {"seed_everything", "trainer", "model", "data", "checkpoint", "pictures", "faults"}
 
 
 @dataclass
