@@ -146,4 +146,4 @@ def in_float32(threshold: float) -> float:
     (0.5, True)
     """
     nearest = np.float32(threshold)
-    return float(nearest if nearest <= threshold else np.nextafter(nearest, np.float32(-np.inf)))
+    return float(nearest if float(nearest) <= threshold else np.nextafter(nearest, np.float32(-np.inf)))
