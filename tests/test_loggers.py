@@ -62,6 +62,9 @@ def run(config, tmp_path_factory):
     line = [sys.executable, "-m", "lit_detect", "fit", "--config", str(config), "--config", "loggers.yaml"]
     repository = str(Path(__file__).parents[1])
     environment = {**os.environ, **OFFLINE, "CLEARML_CACHE_DIR": str(folder / "clearml"), "PYTHONPATH": repository}
+    # ClearML forks to report while a thread of its own starts git, and waits for ever if the fork takes git's pipe along
+    (folder / "clearml.conf").write_text("sdk.development.report_use_subprocess: false\n")
+    environment["CLEARML_CONFIG_FILE"] = str(folder / "clearml.conf")
     environment |= {name: str(folder / "cache") for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")}
     done = subprocess.run(line, capture_output=True, text=True, cwd=folder, env=environment, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
