@@ -6,7 +6,6 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
-from operator import attrgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -21,9 +20,10 @@ from lit_detect.errors import InputError
 from lit_detect.hyperparameters import class_path, plain
 from lit_detect.metrics import COCOMeanAveragePrecision, DetectionMetric
 from lit_detect.models.backbones import Backbone
+from lit_detect.models.compiling import compile_parts
 from lit_detect.models.weights import start_from
 from lit_detect.ranks import check_trainer, scale_learning_rate
-from lit_detect.schedules import OneCycle, schedulers, step_plateaus
+from lit_detect.schedules import OneCycle, schedulers, set_highest_rate, step_plateaus
 from lit_detect.seeds import run_seed, seed_step
 
 if TYPE_CHECKING:
@@ -168,20 +168,8 @@ class Detector(LightningModule):
             self.compile_network()
 
     def compile_network(self) -> None:
-        """Compile the parts of the network that it names in `compiled`, a dict from a part to whether its inputs vary in size.
-
-        The rest works on what differs from batch to batch, such as targets and proposals.
-
-        Raises:
-            InputError: the network names none.
-        """
-        parts: dict[str, bool | None] = getattr(self.network, "compiled", {})
-        if not parts:
-            raise InputError(f"Expected a network with parts to compile but {type(self.network).__name__} has no `compiled`.")
-        for name, dynamic in parts.items():
-            part = attrgetter(name)(self.network)
-            if isinstance(part, nn.Module):  # layers of the backbone's that serve as the box head are not
-                part.compile(fullgraph=True, dynamic=dynamic)
+        """Compile the parts that the network names: see `compile_parts`, also for errors."""
+        compile_parts(self.network)
         self._is_compiled = True
 
     def on_fit_start(self) -> None:
@@ -293,9 +281,7 @@ class Detector(LightningModule):
         if self.found_lr is None:
             scale_learning_rate(optimizer, self._trainer, self.base_batch_size)
         else:
-            highest = max(group["lr"] for group in optimizer.param_groups)
-            for group in optimizer.param_groups:
-                group["lr"] = self.found_lr * (group["lr"] / highest)
+            set_highest_rate(optimizer, self.found_lr)
         return [optimizer], schedulers(self, optimizer)
 
     @classmethod

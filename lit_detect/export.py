@@ -64,7 +64,8 @@ def export(
     if path.suffix != SUFFIXES[format]:
         raise InputError(f"Expected a file with the suffix {SUFFIXES[format]} to write but got {path}.")
     pictures = images_to_check(images, config, count)
-    with tempfile.TemporaryDirectory(dir=made(path.parent)) as folder:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         written = Path(folder) / path.name
         write_graph(detector, written, heads)
         check = check_heads if heads else check_detections
@@ -86,12 +87,6 @@ def export(
     if int8:
         written = path.with_suffix(".int8.onnx")
         print(printable(f"int8: {written}, calibrated on {len(pictures)} images; what it costs in AP is to be measured"))
-
-
-def made(folder: Path) -> Path:
-    """The folder, which is made if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def images_to_check(images: str | None, config: str | None, count: int) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from lit_detect.callbacks import run_folder
 from lit_detect.errors import InputError
+from lit_detect.schedules import rate_shares
 
 __all__ = ["FindBatchSize", "FindLearningRate"]
 
@@ -152,8 +153,7 @@ def trial(trainer: Trainer, detector: Any) -> Iterator[None]:
 
 def keep_factors(optimizer: Optimizer) -> list[Any]:
     """Let each parameter group take a step with its share of the rate, which the range test sets alike for all; hooks to remove."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    shares = [rate / max(rates) for rate in rates]
+    shares = rate_shares(optimizer)
 
     def multiply(optimizer: Optimizer, *_: Any) -> None:
         for group, share in zip(optimizer.param_groups, shares, strict=True):

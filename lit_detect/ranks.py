@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from lit_detect.errors import InputError
 
-REPLACED = {LearningRateFinder: "FindLearningRate", BatchSizeFinder: "FindBatchSize"}
-
 __all__ = ["check_trainer", "gathered", "refuse_sharding", "scale_learning_rate"]
+
+REPLACED = {LearningRateFinder: "FindLearningRate", BatchSizeFinder: "FindBatchSize"}  # Lightning's finders, and ours
 
 
 def check_trainer(trainer: Trainer) -> None:

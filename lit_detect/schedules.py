@@ -14,7 +14,7 @@ from lit_detect.errors import InputError
 if TYPE_CHECKING:
     from lit_detect.detector import Detector
 
-__all__ = ["OneCycle", "schedulers", "step_plateaus"]
+__all__ = ["OneCycle", "rate_shares", "schedulers", "set_highest_rate", "step_plateaus"]
 
 NEVER = sys.maxsize  # the frequency of schedulers that Lightning is not to step
 
@@ -42,6 +42,18 @@ class OneCycle:
         """The scheduler for an optimizer and the number of its steps in the run."""
         peaks = [group["lr"] for group in optimizer.param_groups]
         return OneCycleLR(optimizer, max_lr=peaks, total_steps=total_steps, **vars(self))
+
+
+def rate_shares(optimizer: Optimizer) -> list[float]:
+    """The learning rate of each parameter group over the highest."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return [rate / max(rates) for rate in rates]
+
+
+def set_highest_rate(optimizer: Optimizer, rate: float) -> None:
+    """Make this the highest learning rate, of which each parameter group keeps its share."""
+    for group, share in zip(optimizer.param_groups, rate_shares(optimizer), strict=True):
+        group["lr"] = rate * share
 
 
 def schedulers(detector: Detector, optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from lit_detect import (
     RFCN,
     SSD,
     Backbone,
+    COCOMeanAveragePrecision,
     Detector,
     FasterRCNN,
     FocalLoss,
@@ -195,6 +196,26 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs real data in {SHARED} (or where LIT_DETECT_SHARED says)")
     return SHARED
+
+
+def learnt_by_heart(detector, images, targets, steps, rate, momentum):
+    """AP50 on the images that a detector is trained on, some steps of one cycle; with what momentum norms follow their statistics."""
+    network = detector.network.train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = momentum  # so few steps are over before statistics that follow more slowly are those of the weights
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    for _ in range(steps):
+        loss = sum(network(images, targets).values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    metric = COCOMeanAveragePrecision(detector.classes)
+    with torch.no_grad():
+        metric.update(network.eval()(images), list(targets))
+    return metric.compute()["map_50"]
 
 
 def random_batch(sizes: list[tuple[int, int]], boxes: list[int]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:

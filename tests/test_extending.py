@@ -14,12 +14,12 @@ import torch.nn.functional as F
 import yaml
 from lightning.pytorch import Trainer
 
-from lit_detect import SSD, Anchors, COCOMeanAveragePrecision, DetectionDataModule, Detector, DigitsVOC, InputError, IoULoss
+from lit_detect import SSD, Anchors, DetectionDataModule, Detector, DigitsVOC, InputError, IoULoss
 from lit_detect.cli import CONFIGS, main
 from lit_detect.data.digits import write_digits
 from lit_detect.data.feed import Feed, collate
 from tests import test_contract as contract
-from tests.conftest import CLASSES, random_batch
+from tests.conftest import CLASSES, learnt_by_heart, random_batch
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```(?:python|yaml)\n# (\w+\.(?:py|yaml))\n(.*?)^```", flags=re.S | re.M)  # its first line names its file
@@ -104,25 +104,10 @@ def small(cls=SSD, classes=tuple("0123456789"), width=16, **kwargs):
     return cls(classes, size=96, backbone=backbone, extra_channels=[32], **boxes, **kwargs)
 
 
-def learns_by_heart(detector, folder, steps, rate=3e-3):
+def four_digits(detector, folder, steps):
     """AP50 on the four images that a network is trained on."""
     images, targets = collate([Feed(DigitsVOC("val", str(folder / "digits")))[index] for index in range(4)])
-    network = detector.network.train()
-    optimizer = torch.optim.AdamW(network.parameters(), rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = 0.3  # so few steps are over before slower statistics are those of the weights
-    for _ in range(steps):
-        loss = sum(network(images, targets).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    metric = COCOMeanAveragePrecision(detector.classes)
-    with torch.no_grad():
-        metric.update(network.eval()(images), targets)
-    return metric.compute()["map_50"]
+    return learnt_by_heart(detector, images, targets, steps, rate=3e-3, momentum=0.3)
 
 
 def test_a_backbone(run, folder, tmp_path):
@@ -152,7 +137,7 @@ def test_a_loss(run, folder, tmp_path):
 
 def test_a_backbone_and_a_loss_learn(folder):
     criterion = import_module("my_loss").SoftmaxFocal()
-    assert learns_by_heart(small(width=32, criterion=criterion), folder, 60) > 0.9
+    assert four_digits(small(width=32, criterion=criterion), folder, 60) > 0.9
 
 
 def test_a_data_set(run, tmp_path):
@@ -266,7 +251,7 @@ def test_a_detector(run, folder, tmp_path):
 
 def test_a_detector_learns(folder):
     backbone = import_module("my_backbone").SmallBackbone(32)
-    assert learns_by_heart(import_module("my_detector").CenterNet([*"0123456789"], backbone, size=96, channels=32), folder, 80) > 0.9
+    assert four_digits(import_module("my_detector").CenterNet([*"0123456789"], backbone, size=96, channels=32), folder, 80) > 0.9
 
 
 @pytest.mark.parametrize("counts", [[2, 3], [0, 3], contract.EMPTY])

@@ -1,7 +1,6 @@
 """Each detector learns eight images by heart: the whole chain from files to AP is right, or this fails."""
 
 import pytest
-import torch
 from torch import Tensor, nn
 
 from lit_detect import (
@@ -10,7 +9,6 @@ from lit_detect import (
     RFCN,
     SSD,
     Backbone,
-    COCOMeanAveragePrecision,
     FasterRCNN,
     FocalLoss,
     IoULoss,
@@ -23,6 +21,7 @@ from lit_detect import (
 )  # fmt: skip
 from lit_detect.data.digits import write_digits
 from lit_detect.data.feed import Feed
+from tests.conftest import learnt_by_heart
 
 SCALES = [0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95]
 ANCHORS = {"anchor_sizes": [[24], [48], [96], [192]]}
@@ -66,22 +65,7 @@ DETECTORS = {
 def overfit(detector, dataset, indices, steps, rate):
     """AP50 on the images that a detector was trained on."""
     images, targets = zip(*(Feed(dataset)[index] for index in indices), strict=True)
-    network = detector.network.train()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 0.2  # so few steps are over before statistics that follow more slowly are those of the weights
-    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    for _ in range(steps):
-        loss = sum(network(images, targets).values())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    metric = COCOMeanAveragePrecision(dataset.classes)
-    with torch.no_grad():
-        metric.update(network.eval()(images), list(targets))
-    return metric.compute()["map_50"]
+    return learnt_by_heart(detector, images, targets, steps, rate, momentum=0.2)
 
 
 @pytest.mark.slow
