@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.markup import escape
@@ -14,6 +13,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from lit_detect.analysis import average_precision, best_f1
+from lit_detect.data.dataset import of_sizes
 from lit_detect.error_types import error_costs
 from lit_detect.errors import printable
 from lit_detect.matches import column, match_detections
@@ -35,7 +35,6 @@ CLASS_COLUMNS = {
     "ap": "AP", "ap_50": "AP50", "voc_ap": "VOC AP", "f1": "F1", "threshold": "score", "precision": "precision", "recall": "recall",
 }  # fmt: skip
 MANY_CLASSES = 24  # above, a table has the lowest and the highest alone
-SIZES = {"small": 32**2, "medium": 96**2, "large": np.inf}  # COCO's, in pixels
 
 
 def results(
@@ -66,13 +65,13 @@ def results(
         found[name]["ap_50"] = value
     for name, point in best_f1(matches).items():
         found[name] |= point._asdict()
-    by_size = np.bincount(np.searchsorted(list(SIZES.values()), column(targets, "area")[~matches.target_ignored]), minlength=len(SIZES))
+    by_size = of_sizes(column(targets, "area")[~matches.target_ignored])
     return {
         "images": len(targets),
         "targets": int(counts.sum()),
         "detections": len(matches.labels),
         "metrics": {name: value for name, value in values.items() if not name.startswith(("ap/", "voc_ap/"))},
-        "targets_by_size": dict(zip(SIZES, by_size.tolist(), strict=True)),
+        "targets_by_size": {name: int(rows.sum()) for name, rows in by_size.items()},
         "classes": found,
         "errors": {name: asdict(error) for name, error in error_costs(matches).items()},
     }

@@ -13,7 +13,7 @@ It writes ``audit.json``, which has
   there are, and the shares that have an anchor with an IoU of .4, .5 and .6; boxes are scaled as the model's inputs do it in
   evaluation, without augmentation; of a two-stage detector the proposal network's anchors count; and ``warnings``;
 - ``duplicates``: files of the same bytes or in several splits: ``files`` with their splits, and ``leak``, the pairs of splits that
-  share the image. A split whose name is part of the other's (``train`` in ``trainval``) is taken to be a part of it;
+  share the image. VOC's ``trainval`` has ``train`` and ``val`` in it, which is no leak;
 - ``counts`` of faults by severity and by kind, and ``faults``: ``kind``, ``severity`` (``wrong`` stops a training unless on_invalid
   is drop, ``mended`` does not, ``note`` is no fault), ``file``, ``annotation``, ``detail``, ``splits``;
 - ``remarks``: what could not be looked at, and why.
@@ -38,16 +38,15 @@ import lit_detect
 from lit_detect.data.audit_page import draw_page
 from lit_detect.data.audit_reading import Boxes, FileCheck, SplitContents, check_file, merge, parts_of, unlisted
 from lit_detect.data.audit_tables import print_tables
-from lit_detect.data.dataset import DetectionDataset
+from lit_detect.data.dataset import DetectionDataset, of_sizes
 from lit_detect.data.faults import MENDED, WRONG, Fault
 from lit_detect.data.images import ImageFile
 from lit_detect.data.splits import open_splits
 from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError, printable
 
-__all__ = ["SIZES", "THRESHOLDS", "audit"]
+__all__ = ["THRESHOLDS", "audit"]
 
-SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}  # COCO's, in pixels of area
 THRESHOLDS = (0.4, 0.5, 0.6)  # intersection over union of a box and an anchor
 ENOUGH = 0.9  # share of boxes with an anchor at .5 below which the audit warns
 PERCENTILES = {"min": 0, "p5": 5, "p25": 25, "median": 50, "p75": 75, "p95": 95, "max": 100}
@@ -158,7 +157,7 @@ def network_of(data: str) -> tuple[Any, list[str]]:
 def recall_of_anchors(data: str, contents: SplitContents, classes: Sequence[str]) -> tuple[dict[str, Any] | None, np.ndarray, list[str]]:
     """How many boxes have an anchor that overlaps them enough, the best overlap of each box, and remarks."""
     network, remarks = network_of(data)
-    if network is None:
+    if network is None or not contents.images:
         return None, np.zeros(0), remarks
     import torch  # not on top: only networks need it
 
@@ -175,7 +174,7 @@ def recall_of_anchors(data: str, contents: SplitContents, classes: Sequence[str]
     def shares(rows: np.ndarray) -> dict[str, Any]:
         return {"boxes": int(rows.sum())} | {str(least): float((best[rows] >= least).mean()) for least in THRESHOLDS if rows.any()}
 
-    by_size = {name: shares((boxes.area >= low) & (boxes.area < high)) for name, (low, high) in SIZES.items()}
+    by_size = {name: shares(rows) for name, rows in of_sizes(boxes.area).items()}
     recall = {
         "all": shares(np.ones(len(best), dtype=bool)),
         "by_size": by_size,
@@ -239,7 +238,7 @@ def summary(split: SplitContents, classes: Sequence[str], checks: dict[Path, Fil
     an_image = np.bincount(boxes.image, minlength=len(split.images))
     width, height = split.sizes.T
     of_box = (boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]).T
-    paths = {Path(name) for name in split.images} if split.name == "all" else split.files
+    paths = split.files or {Path(name) for name in split.images}  # of all splits as one there are the names alone
     by_class = {
         name: {
             "images": len(np.unique(boxes.image[boxes.label == label])),
@@ -275,7 +274,7 @@ def counts(boxes: Boxes, crowds: Boxes, rows: Any = slice(None), of_crowds: Any 
         "boxes": len(area),
         "crowds": len(crowds.area[of_crowds]),
         "difficult": int(boxes.difficult[rows].sum()),
-        "sizes": {name: int(((area >= low) & (area < high)).sum()) for name, (low, high) in SIZES.items()},
+        "sizes": {name: int(rows.sum()) for name, rows in of_sizes(area).items()},
     }
 
 

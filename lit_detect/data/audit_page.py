@@ -10,6 +10,7 @@ import numpy as np
 
 from lit_detect.data.audit_reading import Boxes, SplitContents
 from lit_detect.data.audit_tables import plural
+from lit_detect.data.dataset import of_sizes
 from lit_detect.errors import printable
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def draw_sizes(axis: Axes, boxes: Boxes) -> None:
     log_histogram(axis, np.sqrt(boxes.area))
     for limit in (32, 96):
         axis.axvline(limit, color=COLOURS[3], linewidth=1)
-    small, large = (100 * np.mean(chosen) if len(chosen) else 0 for chosen in (boxes.area < 32**2, boxes.area >= 96**2))
+    small, _, large = (100 * np.mean(rows) if len(rows) else 0 for rows in of_sizes(boxes.area).values())
     axis.set(title=f"box sizes: {small:.0f} % small, {large:.0f} % large", xlabel="√area, pixels; lines at 32 and 96", ylabel="boxes")
     ticks(axis)
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_detect.data.annotated import AnnotatedImages
-from lit_detect.data.dataset import Concatenation, DecodedImage, DetectionDataset, Target
+from lit_detect.data.dataset import Concatenation, DecodedImage, DetectionDataset, Target, checked
 from lit_detect.data.faults import Fault, Faults
 from lit_detect.data.images import IMAGE_SUFFIXES, ImageFile, read_header, read_image
 from lit_detect.errors import InputError
@@ -115,7 +115,7 @@ class SplitContents:
             try:
                 name = f"{self.name} {len(self.data)}: {part.file_name(index)}"
                 image, target = part.open(index)
-                target = checked(target, image, len(part.classes))
+                target = checked(target, image, name, len(part.classes))
             except Exception as error:  # whatever somebody's code raises is a fault of that image, and the others are still read
                 self.faults.report("image unreadable", name, f"image {index}", sentence(error))
                 continue
@@ -155,24 +155,6 @@ class SplitContents:
 def parts_of(dataset: DetectionDataset) -> list[DetectionDataset]:
     """The data sets that one is made of, or itself."""
     return [one for part in dataset.parts for one in parts_of(part)] if isinstance(dataset, Concatenation) else [dataset]
-
-
-def checked(target: Target, image: ImageFile | DecodedImage, classes: int) -> Target:
-    """A target of somebody's own data set, if it can be learnt.
-
-    Raises:
-        InputError: boxes without area in the image, or labels that stand for no class.
-    """
-    boxes, labels = np.asarray(target["boxes"], dtype=np.float64).reshape(-1, 4), np.asarray(target["labels"])
-    boxes = boxes.clip(0, [image.width, image.height] * 2)
-    if len(boxes) != len(labels) or not (boxes[:, 2:] > boxes[:, :2]).all():
-        raise InputError(f"Expected {len(labels)} boxes inside the {image.width} x {image.height} pixels but got {target['boxes']!r}.")
-    if not ((labels >= 1) & (labels <= classes)).all():
-        raise InputError(f"Expected labels 1 to {classes} but got {target['labels']!r}.")
-    for name in ("area", "iscrowd", "difficult"):
-        if name in target and len(target[name]) != len(labels):
-            raise InputError(f"Expected {len(labels)} values as {name} but got {target[name]!r}.")
-    return {**target, "boxes": boxes}
 
 
 def sentence(error: Exception) -> str:
@@ -240,9 +222,9 @@ def unlisted(splits: Sequence[SplitContents]) -> list[Fault]:
     sources = {path for split in splits for path in split.sources}
     # an annotation that could not be read was listed all the same, and so was its image
     unread = {Path(fault.file).stem for split in splits for fault in split.faults if fault.kind == "annotation unreadable"}
-    wanted = dict.fromkeys((path.parent for path in images), IMAGE_SUFFIXES)
+    wanted: dict[Path, set[str]] = {path.parent: {*IMAGE_SUFFIXES} for path in images}
     for path in sources:
-        wanted[path.parent] = (*wanted.get(path.parent, ()), path.suffix)
+        wanted.setdefault(path.parent, set()).add(path.suffix)
     beside = [
         path for folder, suffixes in wanted.items() if folder.is_dir() for path in folder.iterdir() if path.suffix.lower() in suffixes
     ]

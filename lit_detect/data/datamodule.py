@@ -154,6 +154,8 @@ class DetectionDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the annotations of what the stage needs, and check them."""
+        if stage == "fit":
+            self._start = (0, 0)  # the place in an earlier training's data; a checkpoint of this one is read after this
         needed = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": ["predict"]}[stage]
         if stage == "fit" and self.splits["val"] is None:
             needed = ["train"]
@@ -210,11 +212,11 @@ class DetectionDataModule(LightningDataModule):
         return self._loader(feed, sampler=sampler, drop_last=len(sampler) >= self.batch_size, persistent_workers=self.num_workers > 0)
 
     def file_names(self, batch: int) -> list[str]:
-        """What the images of a training batch of this epoch and rank are called, for messages."""
+        """What the images of a training batch of this epoch and rank are called, for messages; of a mosaic its first image."""
         if self._sampler is None:
             return []
         feed, positions = self.feeds["train"], self._sampler.order()[batch * self.batch_size : (batch + 1) * self.batch_size]
-        return [feed.dataset.file_name(feed.indices[position]) for position in positions]
+        return [feed.dataset.file_name(feed.image_at(position)) for position in positions]
 
     def unreadable(self) -> list[str]:
         """The training images that were skipped on this rank, since they could not be read."""

@@ -11,9 +11,12 @@ import numpy as np
 from lit_detect.data.images import ImageFile
 from lit_detect.errors import InputError
 
-__all__ = ["Concatenation", "DecodedImage", "DetectionDataset", "Target", "nothing_to_find"]
+__all__ = ["Concatenation", "DecodedImage", "DetectionDataset", "Fields", "Target", "checked", "nothing_to_find", "of_sizes"]
 
 Target = dict[str, Any]
+Fields = dict[str, np.ndarray]
+FIELDS = {"area": np.float32, "iscrowd": np.int64, "difficult": np.int64}  # beside boxes and labels, one value a box
+SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, float("inf"))}  # COCO's, in pixels of area
 
 
 class DecodedImage(NamedTuple):
@@ -87,6 +90,37 @@ class DetectionDataset(ABC):
 def nothing_to_find(image_id: int) -> Target:
     """The target of an image that has no annotations, to predict on."""
     return {"boxes": np.zeros((0, 4), np.float32), "labels": np.zeros(0, np.int64), "image_id": image_id}
+
+
+def of_sizes(areas: np.ndarray) -> dict[str, np.ndarray]:
+    """Which boxes are small, medium and large by COCO's areas.
+
+    >>> {name: rows.tolist() for name, rows in of_sizes(np.array([100.0, 1024.0, 9216.0])).items()}
+    {'small': [True, False, False], 'medium': [False, True, False], 'large': [False, False, True]}
+    """
+    return {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}
+
+
+def checked(target: Target, image: ImageFile | DecodedImage, name: str, classes: int) -> Fields:
+    """A target as arrays, its boxes clipped to the image of this name.
+
+    Raises:
+        InputError: boxes without area in the image, labels that stand for no class, or another number of values than of boxes.
+    """
+    fields = {name: np.asarray(value) for name, value in target.items()}
+    boxes, labels = fields["boxes"].reshape(-1, 4), fields["labels"].astype(np.int64)
+    for field in ("labels", *FIELDS):
+        if field in fields and fields[field].shape != (len(boxes),):
+            raise InputError(f"Expected {field} for {len(boxes)} boxes of {name} but got {np.size(fields[field])}.")
+    clipped = boxes.astype(np.float64).clip(0, [image.width, image.height] * 2).astype(np.float32)
+    wrong = ~(clipped[:, 2:] > clipped[:, :2]).all(axis=1) | (labels < 1) | (labels > classes)
+    if wrong.any():
+        raise InputError(
+            f"Expected boxes inside the {image.width} x {image.height} pixels of {name}, and labels 1 to {classes}, but got "
+            f"{boxes[wrong][0].tolist()} with label {labels[wrong][0]}."
+        )
+    types = {field: fields[field].astype(dtype) for field, dtype in FIELDS.items() if field in fields}
+    return {**fields, **types, "boxes": clipped, "labels": labels}
 
 
 class Concatenation(DetectionDataset):

@@ -84,8 +84,8 @@ class Faults(list[Fault]):
         self.append(Fault(kind, str(file), annotation, detail))
 
     def counts(self) -> Counter[str]:
-        """How many there are of each kind, the most frequent first."""
-        return Counter(dict(Counter(fault.kind for fault in self).most_common()))
+        """How many there are of each kind."""
+        return Counter(fault.kind for fault in self)
 
     def settle(self, where: str, on_invalid: OnInvalid) -> None:
         """Go on, and say what was mended or left out; or not.
@@ -117,7 +117,7 @@ def describe(faults: list[Fault], done: dict[str, str] | None = None) -> str:
     '2 x box without area: a.xml, object 1: xmin 5 = xmax 5 | b.xml, object 2: ...'
     """
     parts = []
-    for kind, count in Faults(faults).counts().items():
+    for kind, count in Faults(faults).counts().most_common():
         examples = [str(fault).rstrip(".") for fault in faults if fault.kind == kind][:3]
         what = f" ({done[kind]})" if done else ""
         parts.append(f"{count} x {kind}{what}: {' | '.join(examples)}{' | ...' if count > 3 else ''}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from lit_detect.data.dataset import DecodedImage, DetectionDataset, Target
+from lit_detect.data.dataset import DecodedImage, DetectionDataset, Fields, checked
 from lit_detect.data.images import ImageFile
 from lit_detect.data.transforms import compose
 from lit_detect.data.windows import WindowTransform
@@ -28,9 +28,15 @@ log = logging.getLogger(__name__)
 
 MOST_IN_A_ROW = 10  # images that cannot be read one after the other: then the data is gone
 
-Fields = dict[str, np.ndarray]
 Sample = tuple[Tensor, dict[str, Tensor]]
-FIELDS = {"area": np.float32, "iscrowd": np.int64, "difficult": np.int64}  # beside boxes and labels, one value a box
+
+
+class UnreadableError(Exception):
+    """An image that cannot be read: its number in the data set, and why."""
+
+    def __init__(self, index: int, error: InputError) -> None:
+        super().__init__(index, error)
+        self.index, self.error = index, error
 
 
 class Feed(Dataset[Sample]):
@@ -83,16 +89,18 @@ class Feed(Dataset[Sample]):
 
     def __getitem__(self, key: int | tuple[int, int]) -> Sample | None:  # type: ignore[override]
         epoch, position = key if isinstance(key, tuple) else (0, key)
+        if position >= len(self):
+            raise IndexError(position)  # so that a loop over a feed ends
         tries = MOST_IN_A_ROW if self.skip_unreadable and self.train else 1
         for offset in range(tries):
             index = self.indices[(position + offset) % len(self)]
             try:
                 image, fields = self._read(index, np.random.default_rng([self.seed, epoch, index]))
                 break
-            except InputError as error:
+            except UnreadableError as unreadable:
                 if not self.skip_unreadable or (self.train and offset + 1 == tries):
-                    raise
-                self._skip(index, error)
+                    raise unreadable.error from None
+                self._skip(unreadable.index, unreadable.error)  # which in a mosaic may be another's
         else:
             return None
         self._check_pixels(image, index)
@@ -109,28 +117,32 @@ class Feed(Dataset[Sample]):
 
     def _read(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, Fields]:
         """An image and its target, augmented."""
-        source, fields = self._open(index)
+        source: ImageFile | DecodedImage
         if rng.random() < self.mosaic:
-            others = [self._open(self.indices[other]) for other in rng.integers(len(self), size=3)]
-            source, fields = self._stitched([(source, fields), *others], rng)
+            source, fields = self._stitched([index, *(self.indices[other] for other in rng.integers(len(self), size=3))], rng)
+        else:
+            source, fields = self._open(index)
         if self.augment is None:
-            return source.read(), fields
+            return self._decode(index, source), fields
         self.augment.set_random_state(rng, random.Random(int(rng.integers(2**32))))  # noqa: S311  # guards nothing
         boxes, reduction, drawn = fields["boxes"], 1, {}
         if self.window is not None:
             window = self.window.draw(source.height, source.width, boxes.astype(np.float64))
             reduction = min(window.reduction, source.reductions[-1])
             drawn["window"] = window.reduced(reduction)
-        augmented = self.augment(image=source.read(reduction), bboxes=boxes / reduction, kept=np.arange(len(boxes)), **drawn)
+        pixels = self._decode(index, source, reduction)
+        augmented = self.augment(image=pixels, bboxes=boxes / reduction, kept=np.arange(len(boxes)), **drawn)
         return augmented["image"], follow(fields, augmented)
 
-    def _stitched(self, parts: Sequence[tuple[ImageFile | DecodedImage, Fields]], rng: np.random.Generator) -> tuple[DecodedImage, Fields]:
+    def _stitched(self, indices: Sequence[int], rng: np.random.Generator) -> tuple[DecodedImage, Fields]:
         """Four images as one."""
+        parts = [self._open(index) for index in indices]
         shared = set.intersection(*({name for name, value in fields.items() if value.ndim} for _, fields in parts))
         together = {name: np.concatenate([fields[name] for _, fields in parts]) for name in sorted(shared)}
         numbers = np.split(np.arange(len(together["boxes"])), np.cumsum([len(fields["boxes"]) for _, fields in parts])[:-1])
         entries = [
-            {"image": image.read(), "bboxes": fields["boxes"], "kept": own} for (image, fields), own in zip(parts, numbers, strict=True)
+            {"image": self._decode(index, image), "bboxes": fields["boxes"], "kept": own}
+            for index, (image, fields), own in zip(indices, parts, numbers, strict=True)
         ]
         self.stitch.set_random_state(rng, random.Random(int(rng.integers(2**32))))  # noqa: S311  # likewise
         out = self.stitch(**entries[0], mosaic_metadata=entries[1:])
@@ -138,28 +150,28 @@ class Feed(Dataset[Sample]):
 
     def _open(self, index: int) -> tuple[ImageFile | DecodedImage, Fields]:
         """An image that is not yet decoded, and its checked target without what is not to be learnt."""
-        source, target = self.dataset.open(index)
+        try:
+            source, target = self.dataset.open(index)
+        except InputError as error:
+            raise UnreadableError(index, error) from error
         if isinstance(source, DecodedImage):
             self._check_pixels(source.pixels, index)
-        fields = self._checked(source, target, index)
+        fields = checked({"image_id": index, **target}, source, self.dataset.file_name(index), len(self.dataset.classes))
         if self.train and "iscrowd" in fields:
             fields = take(fields, np.flatnonzero(fields["iscrowd"] == 0))
         return source, fields
 
-    def _checked(self, image: ImageFile | DecodedImage, target: Target, index: int) -> Fields:
-        """The target as arrays, its boxes clipped to the image; what a network could not learn from is refused."""
-        fields = {"image_id": np.asarray(index), **{name: np.asarray(value) for name, value in target.items()}}
-        boxes, labels = fields["boxes"].reshape(-1, 4), fields["labels"].astype(np.int64)
-        clipped = boxes.astype(np.float64).clip(0, [image.width, image.height] * 2).astype(np.float32)
-        wrong = ~(clipped[:, 2:] > clipped[:, :2]).all(axis=1) | (labels < 1) | (labels > len(self.dataset.classes))
-        if wrong.any():
-            raise InputError(
-                f"Expected boxes inside the {image.width} x {image.height} pixels of {self.dataset.file_name(index)}, "
-                f"and labels 1 to {len(self.dataset.classes)}, but got "
-                f"{boxes[wrong][0].tolist()} with label {labels[wrong][0]} in {self.dataset}."
-            )
-        types = {name: fields[name].astype(dtype) for name, dtype in FIELDS.items() if name in fields}
-        return {**fields, **types, "boxes": clipped, "labels": labels}
+    def _decode(self, index: int, image: ImageFile | DecodedImage, reduction: int = 1) -> np.ndarray:
+        """The pixels of an image of the data set."""
+        try:
+            return image.read(reduction)
+        except InputError as error:
+            raise UnreadableError(index, error) from error
+
+    def image_at(self, position: int) -> int:
+        """The data set's image that is taken at a position: where it was found unreadable, one of the next."""
+        following = [self.indices[(position + offset) % len(self)] for offset in range(MOST_IN_A_ROW)]
+        return next((index for index in following if not (len(self.unreadable) and self.unreadable[index])), following[0])
 
     def _check_pixels(self, image: np.ndarray, index: int) -> None:
         """Refuse what the network would take for something else."""
@@ -200,8 +212,8 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         groups: a number for each image; a batch, and the batches of all ranks in one step, have images of one group, but for the
             few left over at the end of an epoch.
         batch_size: images a step on each rank, for the groups.
-        shuffle: in a new order each epoch.
         start: the epoch to begin with, and how many images of it all ranks together have taken already; for a training that goes on.
+            With groups the order is of the ranks and the batch size, so of another number of them some images of the epoch come twice.
     """
 
     def __init__(
@@ -212,11 +224,10 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
         seed: int = 0,
         groups: Sequence[int] | None = None,
         batch_size: int = 1,
-        shuffle: bool = True,
         start: tuple[int, int] = (0, 0),
     ) -> None:
-        super().__init__(feed, ranks, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
-        self.groups, self.batch_size, self.start = groups, batch_size, start
+        super().__init__(feed, ranks, rank, seed=seed)  # type: ignore[arg-type]
+        self.groups, self.batch_size, self.start = [0] * len(feed) if groups is None else groups, batch_size, start
         self.epoch = start[0]
 
     def set_epoch(self, epoch: int) -> None:
@@ -229,15 +240,12 @@ class EpochSampler(DistributedSampler[tuple[int, int]]):
 
     def order(self) -> list[int]:
         """All indices of this rank in the epoch."""
-        return [*super().__iter__()] if self.groups is None else self._grouped(self.groups)  # type: ignore[list-item]
-
-    def _grouped(self, groups: Sequence[int]) -> list[int]:
-        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        order = torch.randperm(len(self.groups), generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
         order = (order * math.ceil(self.total_size / len(order)))[: self.total_size]  # as many for each rank
         waiting: dict[int, list[int]] = defaultdict(list)
         grouped: list[int] = []
         for index in order:
-            group = waiting[groups[index]]
+            group = waiting[self.groups[index]]
             group.append(index)
             if len(group) == self.batch_size * self.num_replicas:
                 grouped += group
@@ -261,9 +269,9 @@ class TargetList(list[dict[str, Tensor]]):
         return self
 
     def to(self, device: torch.device | str) -> TargetList:
-        """On a device; Lightning calls this. To a GPU the copies run on their own, from one it is waited for."""
-        on_their_own = torch.device(device).type != "cpu"
-        return self._together(lambda values: values.to(device, non_blocking=on_their_own))
+        """On a device; Lightning calls this. Copies to a GPU are asynchronous; those from it are waited for, or would be read too early."""
+        asynchronous = torch.device(device).type == "cuda"  # and not on Apple's, where the values would be wrong: pytorch#83015
+        return self._together(lambda values: values.to(device, non_blocking=asynchronous))
 
     def _together(self, move: Callable[[Tensor], Tensor]) -> TargetList:
         """Move each field of all images in one piece, where tensor by tensor would take a GPU hundreds of copies a batch."""

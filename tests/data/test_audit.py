@@ -181,3 +181,15 @@ def test_real_data(shared, tmp_path, path, images, boxes, crowds, kinds):
     assert report["duplicates"] == []
     if "voc_mini" in path:
         assert (whole["difficult"], sum(one["boxes"] > 0 for one in whole["by_class"].values())) == (251, 19)
+
+
+def test_where_no_image_can_be_used_that_is_what_is_said(voc_root, tmp_path):
+    for image in (voc_root / "JPEGImages").iterdir():
+        image.unlink()
+    data = {"class_path": "VOCDetection", "init_args": {"root": str(voc_root), "image_set": "train"}}
+    model = {"class_path": "SSD", "init_args": {"backbone": {"class_path": "tests.conftest.TinyBackbone"}, "size": 96, "scales": "linear"}}
+    (tmp_path / "my.yaml").write_text(yaml.safe_dump({"data": {"train": data}, "model": model}))
+    audit(str(tmp_path / "my.yaml"), out=str(tmp_path / "audit"))
+    found = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    assert found["splits"]["train"]["images"] == 0
+    assert {fault["kind"] for fault in found["faults"]} >= {"image missing"}

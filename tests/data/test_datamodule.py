@@ -166,4 +166,15 @@ def test_a_batchs_targets_move_field_by_field(monkeypatch):
         assert before.keys() == after.keys()
         assert all(torch.equal(before[name], after[name]) and before[name].shape == after[name].shape for name in before)
     assert move_data_to_device(targets, torch.device("meta"))[0]["boxes"].is_meta
-    assert copies[4:] == [{"non_blocking": True}] * 4
+    assert copies[4:] == [{"non_blocking": False}] * 4  # but to CUDA
+
+
+def test_another_training_begins_at_the_beginning(train):
+    data = DetectionDataModule(train=train, num_workers=0, batch_size=2)
+    data.setup("fit")
+    data.load_state_dict({"epoch": 3, "taken": 2})
+    assert len(list(data.train_dataloader().sampler)) == len(train) - 2
+    data.setup("fit")
+    sampler = data.train_dataloader().sampler
+    sampler.set_epoch(0)
+    assert [epoch for epoch, _ in sampler] == [0] * len(train)

@@ -3,7 +3,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lit_detect import COCODetection, Concatenation, DetectionDataset, InputError, VOCDetection
 from lit_detect.data.feed import EpochSampler, Feed
@@ -20,7 +20,7 @@ def dataset(voc_root):
 
 def draw(samples, epoch, workers=0, ranks=1, rank=0, seed=0):
     """What one rank's loader gives in an epoch: image ids and sums of pixels."""
-    sampler = EpochSampler(samples, ranks, rank, shuffle=True, seed=seed)
+    sampler = EpochSampler(samples, ranks, rank, seed=seed)
     sampler.set_epoch(epoch)
     loader = DataLoader(samples, batch_size=None, sampler=sampler, num_workers=workers)
     return [(int(target["image_id"]), int(image.sum()), target["boxes"].tolist()) for image, target in loader]
@@ -45,14 +45,14 @@ def test_epochs_and_seeds_and_images_draw_different_augmentations(dataset):
 
 def test_persistent_workers_learn_of_the_new_epoch(dataset):
     samples = Feed(dataset, AUGMENT)
-    sampler = EpochSampler(samples, 1, 0, shuffle=False)
+    sampler = EpochSampler(samples, 1, 0)
     loader = DataLoader(samples, batch_size=None, sampler=sampler, num_workers=2, persistent_workers=True)
     epochs = []
     for epoch in (0, 1):
         sampler.set_epoch(epoch)
-        epochs.append([int(image.sum()) for image, _ in loader])
-    assert all(a != b for a, b in zip(*epochs, strict=True))
-    assert epochs[1] == [s for _, s, _ in sorted(draw(samples, epoch=1))]
+        epochs.append({int(target["image_id"]): int(image.sum()) for image, target in loader})
+    assert all(epochs[0][image] != epochs[1][image] for image in epochs[0])
+    assert epochs[1] == {image: pixels for image, pixels, _ in draw(samples, epoch=1)}
 
 
 def test_every_field_follows_its_box(coco_files):
@@ -298,3 +298,55 @@ def test_a_window_is_drawn_before_the_image_is_decoded(voc_root, monkeypatch):
         expected, boxes = whole[epoch, 0]
         assert torch.allclose(target["boxes"], boxes["boxes"], atol=1e-3)
         assert (image.float() - expected.float()).abs().mean() < 2
+
+
+def test_a_loop_over_a_feed_ends(dataset):
+    assert [int(target["image_id"]) for _, target in Feed(dataset)] == [0, 1, 2, 3, 4]
+
+
+def test_without_groups_the_order_is_that_of_torchs_sampler(dataset):
+    feed = Feed(dataset)
+    for ranks in (1, 2, 3, 8):
+        for rank in range(ranks):
+            ours, torchs = EpochSampler(feed, ranks, rank, seed=4), DistributedSampler(feed, ranks, rank, seed=4)
+            for epoch in (0, 5):
+                ours.set_epoch(epoch)
+                torchs.set_epoch(epoch)
+                assert [index for _, index in ours] == list(torchs)
+
+
+def test_of_a_mosaic_the_image_that_cannot_be_read_is_named(voc_root):
+    dataset = VOCDetection(str(voc_root), "train", CLASSES)
+    feed = Feed(dataset, [A.NoOp()], train=True, mosaic=0.15, skip_unreadable=True)
+    dataset.read_annotations()
+    (voc_root / "JPEGImages" / "image3.jpg").write_bytes(b"damaged")
+    ids = {int(feed[epoch, 1][1]["image_id"]) for epoch in range(60)}
+    assert feed.unreadable.nonzero().flatten().tolist() == [3]
+    assert 3 not in ids
+    assert [feed.image_at(position) for position in range(5)] == [0, 1, 2, 4, 4]
+
+
+class Mislabelled(DetectionDataset):
+    def __init__(self, **target):
+        self.classes = ["cat"]
+        self.target = {"boxes": np.array([[1.0, 1, 5, 5], [2, 2, 6, 6]]), "labels": np.array([1, 1]), **target}
+
+    def __len__(self):
+        return 1
+
+    def load(self, index):
+        return np.zeros((8, 8, 3), np.uint8), self.target
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"labels": np.array([1])}, r"Expected labels for 2 boxes of Mislabelled\[0\] but got 1"),
+        ({"labels": np.array([1, 0])}, r"labels 1 to 1, but got \[2.0, 2.0, 6.0, 6.0\] with label 0"),
+        ({"area": np.array([16.0])}, "Expected area for 2 boxes"),
+        ({"iscrowd": 0}, "Expected iscrowd for 2 boxes"),
+    ],
+)
+def test_a_wrong_target_is_an_error_and_not_an_image_that_cannot_be_read(wrong, message):
+    with pytest.raises(InputError, match=message):
+        Feed(Mislabelled(**wrong), train=True, skip_unreadable=True)[0]
