@@ -52,7 +52,7 @@ def convert(data: str, format: Literal["voc", "coco"], out: str) -> None:
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"Expected a new or an empty folder to write to but {folder} has something in it.")
-    splits = open_splits(data, on_invalid="fix")
+    splits = open_splits(data)
     for dataset in splits.values():
         dataset.read_annotations()  # whatever is wrong shows before anything is written
     writer = WRITERS[format](folder)

@@ -6,9 +6,10 @@ are written once to a cache folder as a VOC tree and as COCO files, and read bac
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,21 +80,22 @@ def write_digits(root: str | None = None, images: dict[str, int] | None = None, 
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     # written aside and renamed, so that a half-written set is never taken for a whole one, and several processes may try
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    for name in ("JPEGImages", "Annotations", "ImageSets/Main", "annotations"):
-        (aside / name).mkdir(parents=True)
-    scans, digits = load_scans()
-    rng = np.random.default_rng(seed)
-    for split, pool in (("train", range(TRAIN_SCANS)), ("val", range(TRAIN_SCANS, len(scans)))):
-        scenes = {}
-        for index in range((images or IMAGES)[split]):
-            chosen = rng.choice(pool, rng.integers(1, MOST_DIGITS + 1))
-            scenes[f"{split}_{index:04d}"] = draw_scene(scans[chosen], digits[chosen], rng)
-        write_split(aside, split, scenes)
+    aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")  # for all who may read its parent, as no temporary folder is
     try:
-        aside.rename(folder)
-    except OSError:  # another process was first
-        shutil.rmtree(aside)
+        for name in ("JPEGImages", "Annotations", "ImageSets/Main", "annotations"):
+            (aside / name).mkdir(parents=True)
+        scans, digits = load_scans()
+        rng = np.random.default_rng(seed)
+        for split, pool in (("train", range(TRAIN_SCANS)), ("val", range(TRAIN_SCANS, len(scans)))):
+            scenes = {}
+            for index in range((images or IMAGES)[split]):
+                chosen = rng.choice(pool, rng.integers(1, MOST_DIGITS + 1))
+                scenes[f"{split}_{index:04d}"] = draw_scene(scans[chosen], digits[chosen], rng)
+            write_split(aside, split, scenes)
+        with contextlib.suppress(OSError):  # another process was first
+            aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from lit_detect.data.annotated import AnnotatedImages
 from lit_detect.data.coco import COCODetection
-from lit_detect.data.dataset import Concatenation, DetectionDataset
+from lit_detect.data.dataset import DetectionDataset
 from lit_detect.data.faults import OnInvalid
 from lit_detect.data.images import IMAGE_SUFFIXES
 from lit_detect.data.voc import VOCDetection
@@ -23,7 +22,7 @@ LOOKED_FOR = (
 NAMED = {"train": r"train\d*", "val": r"val(id|idation)?\d*", "test": r"test\d*"}  # what splits are called: train2017
 
 
-def open_splits(data: str, on_invalid: OnInvalid = "drop") -> dict[str, DetectionDataset]:
+def open_splits(data: str) -> dict[str, DetectionDataset]:
     """The data sets of a path, by the names of their splits. Annotations are not read yet.
 
     Args:
@@ -31,35 +30,34 @@ def open_splits(data: str, on_invalid: OnInvalid = "drop") -> dict[str, Detectio
             and ``val`` together; a COCO folder (also Roboflow's, with a folder for each split) or one of its json files, with images in
             a folder nearby; a YOLO ``data.yaml`` or its folder; or a training's config, whose ``train``, ``val`` and ``test`` are
             taken.
-        on_invalid: what the readers do about faults; those of a config do what it says, or ``drop``.
 
     Raises:
         InputError: nothing of the kind is there; the message says what was looked for.
     """
     path = Path(data)
     if path.is_dir():
-        return folder_splits(path, on_invalid)
+        return folder_splits(path)
     if not path.is_file():
         raise InputError(f"Expected {LOOKED_FOR} but there is no {path}.")
     if path.suffix == ".json":
-        return {split_of(path): COCODetection(str(images_of(path)), str(path), on_invalid)}
+        return {split_of(path): COCODetection(str(images_of(path)), str(path))}
     if path.suffix not in (".yaml", ".yml"):
         raise InputError(f"Expected {LOOKED_FOR} but got {path}.")
     if not isinstance(read_yaml(path).get("data"), dict):
-        return yolo_file_splits(path, on_invalid)
+        return yolo_file_splits(path)
     if path.stem == "data":  # which comes with other people's images; a config is a program, and no one's to be run by mistake
         raise InputError(f"Expected {path} as a YOLO data.yaml but it is a training's config, which is not run by this name: rename it.")
-    return config_splits(path, on_invalid)
+    return config_splits(path)
 
 
-def folder_splits(root: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:
+def folder_splits(root: Path, on_invalid: OnInvalid = "fix") -> dict[str, DetectionDataset]:
     """The data sets of a folder."""
     for find in (voc_splits, coco_splits, yolo_splits):
         if splits := find(root, on_invalid):
             return splits
     roots = sorted(str(marker.parent) for pattern in ("*/Annotations", "*/*/Annotations") for marker in root.glob(pattern))
     raise InputError(
-        f"Expected {LOOKED_FOR} but {root} has neither."
+        f"Expected {LOOKED_FOR} but {root} has none of them."
         + (f" There are VOC folders in it, give one of them: {', '.join(roots)}." if roots else "")
     )
 
@@ -155,7 +153,7 @@ def yolo_splits(root: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset
     return yolo_file_splits(files[0], on_invalid) if files else {}
 
 
-def yolo_file_splits(file: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:
+def yolo_file_splits(file: Path, on_invalid: OnInvalid = "fix") -> dict[str, DetectionDataset]:
     """The splits that a YOLO data.yaml names."""
     content = read_yaml(file)
     names = [name for name in YOLO_SETS if content.get(name) is not None]
@@ -167,7 +165,7 @@ def yolo_file_splits(file: Path, on_invalid: OnInvalid) -> dict[str, DetectionDa
     return {name: YOLODetection(str(file), name, on_invalid) for name in names}
 
 
-def config_splits(file: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:
+def config_splits(file: Path) -> dict[str, DetectionDataset]:
     """The data sets of a training's config."""
     from lit_detect.lightning_cli import read_config  # not on top: only configs need Lightning
 
@@ -175,8 +173,4 @@ def config_splits(file: Path, on_invalid: OnInvalid) -> dict[str, DetectionDatas
     splits = {name: data.dataset(name) for name in ("train", "val", "test") if data.splits[name] not in (None, [])}
     if not splits:
         raise InputError(f"Expected data.train, data.val or data.test in {file} but none is set.")
-    for dataset in splits.values() if on_invalid == "drop" else ():
-        for part in dataset.parts if isinstance(dataset, Concatenation) else [dataset]:
-            if isinstance(part, AnnotatedImages):
-                part.on_invalid = on_invalid
     return splits

@@ -43,6 +43,9 @@ def compose(transforms: Sequence[A.BasicTransform], min_visibility: float = 0.0)
         warnings.filterwarnings("ignore", "Got processor for bboxes")  # colours alone leave boxes where they are
         composed = A.Compose(list(transforms), bbox_params=boxes)
     composed.processors["bboxes"] = ClippedBoxes(boxes)
+    if composed.check_each_transform:  # albumentations keeps its own processor there too
+        composed.check_each_transform = (composed.processors["bboxes"],)
+        composed._set_check_args_for_transforms(composed.transforms)
     return composed
 
 

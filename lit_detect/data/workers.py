@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -21,7 +22,8 @@ def start_worker(worker: int) -> None:
     if hasattr(signal, "sigwaitinfo"):  # Linux
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # for the threads that begin from here on too
-        threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+        parent = multiprocessing.parent_process()  # which a server between the two may have started for it
+        threading.Thread(target=end_with_parent, args=(parent.pid if parent else os.getppid(),), daemon=True).start()
 
 
 def end_with_parent(parent: int) -> None:

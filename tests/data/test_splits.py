@@ -41,11 +41,10 @@ def test_the_image_sets_of_a_voc_folder(voc_root):
         cat_train=[f"{name} {flag}" for name, flag in zip(names[:2], (1, -1), strict=True)],
         person_val=[f"{name}  0" for name in names[2:4]],
     )
-    splits = open_splits(str(voc_root), "raise")
+    splits = open_splits(str(voc_root))
     assert list(splits) == ["all", "small_train", "test", "train", "val"]
-    assert all(isinstance(dataset, VOCDetection) and dataset.on_invalid == "raise" for dataset in splits.values())
+    assert all(isinstance(dataset, VOCDetection) for dataset in splits.values())
     assert [len(dataset) for dataset in splits.values()] == [5, 1, 1, 2, 2]
-    assert next(iter(open_splits(str(voc_root)).values())).on_invalid == "drop"
 
 
 def test_a_set_that_holds_more_than_its_parts_stays(voc_root):
@@ -75,8 +74,8 @@ def test_the_images_of_a_coco_folder_and_file(tmp_path, layout):
     splits = open_splits(str(tmp_path / "coco"))
     assert {name: len(dataset) for name, dataset in splits.items()} == DIGITS
     assert all(isinstance(dataset, COCODetection) for dataset in splits.values())
-    (alone,) = open_splits(str(tmp_path / "coco/annotations/instances_val.json"), "fix").items()
-    assert (alone[0], len(alone[1]), alone[1].on_invalid) == ("val", 2, "fix")
+    (alone,) = open_splits(str(tmp_path / "coco/annotations/instances_val.json")).items()
+    assert (alone[0], len(alone[1])) == ("val", 2)
     (tmp_path / "coco/annotations/instances_val.json").rename(tmp_path / "coco/val.json")
     assert len(open_splits(str(tmp_path / "coco/val.json"))["val"]) == 2
 
@@ -121,7 +120,7 @@ def test_a_folders_splits_for_a_training(voc_root):
 
 def test_a_yolo_folder_and_file(yolo_root):
     for path in (yolo_root, yolo_root / "data.yaml"):
-        splits = open_splits(str(path), "fix")
+        splits = open_splits(str(path))
         assert list(splits) == ["train", "val"]
         assert all(isinstance(dataset, YOLODetection) and dataset.on_invalid == "fix" and len(dataset) == 1 for dataset in splits.values())
     (yolo_root / "data.yaml").rename(yolo_root / "cats.yml")
@@ -140,12 +139,11 @@ def test_a_trainings_config(voc_root, coco_files, tmp_path):
     coco = {"class_path": "COCODetection", "init_args": dict(zip(("images", "annotations"), map(str, coco_files), strict=True))}
     path = tmp_path / "my.yaml"
     path.write_text(yaml.safe_dump({"data": {"train": [voc, voc], "val": coco, "predict": "somewhere", "batch_size": 3}}))
-    for on_invalid, kept in (("drop", ["drop", "drop"]), ("fix", ["raise", "fix"])):
-        splits = open_splits(str(path), on_invalid)
-        assert list(splits) == ["train", "val"]
-        assert isinstance(splits["train"], Concatenation)
-        assert [splits["train"].parts[1].on_invalid, splits["val"].on_invalid] == kept
-        assert [len(dataset) for dataset in splits.values()] == [10, 2]
+    splits = open_splits(str(path))
+    assert list(splits) == ["train", "val"]
+    assert isinstance(splits["train"], Concatenation)
+    assert [splits["train"].parts[1].on_invalid, splits["val"].on_invalid] == ["raise", "fix"]
+    assert [len(dataset) for dataset in splits.values()] == [10, 2]
     path.write_text(yaml.safe_dump({"data": {"predict": "somewhere"}}))
     with pytest.raises(InputError, match=r"Expected data\.train, data\.val or data\.test in .*my\.yaml but none is set"):
         open_splits(str(path))
@@ -154,7 +152,7 @@ def test_a_trainings_config(voc_root, coco_files, tmp_path):
 def test_what_was_looked_for_is_said(tmp_path, voc_root):
     (tmp_path / "empty").mkdir()
     looked_for = r"a VOC folder .*a COCO folder .*a YOLO folder .*a COCO json, a YOLO data\.yaml or a training's config"
-    for path, found in (("empty", "has neither"), ("nowhere", "there is no"), ("VOC/Annotations/image0.xml", "got")):
+    for path, found in (("empty", "has none of them"), ("nowhere", "there is no"), ("VOC/Annotations/image0.xml", "got")):
         with pytest.raises(InputError, match=f"Expected {looked_for} but .*{found}"):
             open_splits(str(tmp_path / path))
     (tmp_path / "a.json").write_text(json.dumps([]))

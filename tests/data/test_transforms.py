@@ -304,3 +304,11 @@ def test_boxes_without_area_or_outside_are_left_out():
         assert out["kept"].tolist() == [5, 6]
         np.testing.assert_allclose(out["bboxes"], [[0, 2, 4, 4], [0, 0, 1, 1]], atol=1e-4)
     assert augment([A.HorizontalFlip()], np.zeros((40, 60, 3), np.uint8), boxes[:5])["kept"].tolist() == []
+
+
+def test_one_rule_says_which_boxes_are_left_out_after_each_transform_and_at_the_end():
+    composed = compose([A.Crop(0, 0, 40, 40), A.Crop(0, 0, 30, 30)])
+    assert composed.check_each_transform == (composed.processors["bboxes"],)
+    image = np.zeros((60, 60, 3), np.uint8)
+    whole_pixel = composed(image=image, bboxes=np.array([[29.0, 29, 30, 30]]), kept=[0])
+    assert list(whole_pixel["kept"]) == [0]
