@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_detect.matches import Images, Matches, match_detections
+from lit_detect.matches import Images, Matches, best_from_here, match_detections
 
 __all__ = [
     "Calibration",
@@ -82,10 +82,9 @@ def average_precisions(labels: np.ndarray, scores: np.ndarray, true: np.ndarray,
     values = {}
     for label in np.flatnonzero(target_counts):
         found = true[bounds[label] : bounds[label + 1]].cumsum()
-        precision = found / np.arange(1, len(found) + 1)
-        best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+        best = best_from_here(found / np.arange(1, len(found) + 1))
         at = np.searchsorted(found / target_counts[label], np.linspace(0, 1, 101))
-        values[int(label)] = float(np.append(best_from_here, 0)[at].mean())
+        values[int(label)] = float(np.append(best, 0)[at].mean())
     return values
 
 

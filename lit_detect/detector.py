@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lit_detect.boxes import without_crowd
 from lit_detect.errors import InputError
 from lit_detect.hyperparameters import class_path, plain
-from lit_detect.metrics import COCOMeanAveragePrecision, DetectionMetric
+from lit_detect.metrics import DetectionMetric, metrics_of
 from lit_detect.models.backbones import Backbone
 from lit_detect.models.compiling import compile_parts
 from lit_detect.models.weights import start_from
@@ -62,15 +62,17 @@ class Detector(LightningModule):
         decay_norms: apply weight decay to norms and biases too.
         compile: compile the parts that the network names in `compiled` (backbone, neck and heads) by `torch.compile`: the first steps
             take a minute or more, the others less time.
-        metric: makes a metric from the classes, to be logged beside COCO's AP, such as `VOCMeanAveragePrecision`.
+        metric: makes a metric from the classes, to be logged beside COCO's AP, such as `VOCMeanAveragePrecision`; or in place of
+            it, a `COCOMeanAveragePrecision` with other settings.
 
     Attributes:
         metrics: for each of ``val`` and ``test``, COCO's AP and the other metric if there is one. After an evaluation they hold all its
             detections and targets.
-        found_lr: the highest learning rate in place of the optimizer's own and of `base_batch_size`; `FindLearningRate` sets it.
+        found_lr: if set, the highest learning rate of the schedule, in place of the optimizer's own and of what `base_batch_size` makes of
+            it; `FindLearningRate` sets it.
 
     Raises:
-        InputError: no class, or two of one name.
+        InputError: no class, two of one name, or another number of ids.
     """
 
     network: nn.Module
@@ -99,24 +101,24 @@ class Detector(LightningModule):
         super().__init__()
         if not classes or len(set(classes)) < len(classes):
             raise InputError(f"Expected class names, each once, but got {list(classes)}.")
+        if category_ids is not None and len(category_ids) != len(classes):
+            raise InputError(f"Expected an id for each of {len(classes)} classes but got {len(category_ids)} category_ids.")
+        self.classes = list(classes)
+        self.category_ids = list(category_ids or range(1, len(self.classes) + 1))
+        self._save_arguments()
+        self.optimizer, self.lr_scheduler, self.lr_interval, self.lr_monitor = optimizer, lr_scheduler, lr_interval, lr_monitor
+        self.init_from, self.warmup_steps, self.warmup_start = init_from, warmup_steps, warmup_start
+        self.backbone_lr_factor, self.base_batch_size, self.decay_norms = backbone_lr_factor, base_batch_size, decay_norms
+        self.metrics = nn.ModuleDict({stage: nn.ModuleList(metrics_of(self.classes, metric)) for stage in ("val", "test")})  # type: ignore[assignment]
+        self.compiles, self._weights_are_loaded = compile, False
+        self.register_load_state_dict_post_hook(remember_weights)  # type: ignore[no-untyped-call]
+
+    def _save_arguments(self) -> None:
+        """Save a subclass's arguments as plain data, which `torch.load(weights_only=True)` reads and the command line can build."""
         of_training = [name for name in inspect.signature(Detector).parameters if name not in ("classes", "category_ids")]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")  # made plain data below
             self.save_hyperparameters(ignore=of_training)
-        self.classes = list(classes)
-        self.category_ids = list(category_ids or range(1, len(self.classes) + 1))
-        self._describe_parts()
-        self.optimizer, self.lr_scheduler, self.lr_interval, self.lr_monitor = optimizer, lr_scheduler, lr_interval, lr_monitor
-        self.init_from, self.warmup_steps, self.warmup_start = init_from, warmup_steps, warmup_start
-        self.backbone_lr_factor, self.base_batch_size, self.decay_norms = backbone_lr_factor, base_batch_size, decay_norms
-        kinds = [COCOMeanAveragePrecision, *([metric] if metric else [])]
-        per_stage = {stage: nn.ModuleList(kind(self.classes) for kind in kinds) for stage in ("val", "test")}
-        self.metrics = nn.ModuleDict(per_stage)  # type: ignore[assignment]
-        self.compiles, self._is_compiled, self._weights_are_loaded = compile, False, False
-        self.register_load_state_dict_post_hook(remember_weights)  # type: ignore[no-untyped-call]
-
-    def _describe_parts(self) -> None:
-        """Make the saved hyper-parameters plain data, which `torch.load(weights_only=True)` reads and the command line can build."""
         described = {name: plain(value) for name, value in self.hparams.items()}
         described |= {"classes": self.classes, "category_ids": self.category_ids}
         described.setdefault("_instantiator", "lightning.pytorch.cli.instantiate_module")
@@ -164,13 +166,8 @@ class Detector(LightningModule):
                 f"Expected data with the model's {len(self.classes)} classes {self.classes} but it has {len(found)}: {list(found)}."
             )
         self.network.to(memory_format=torch.channels_last)  # a fifth faster on a CPU, and what mixed precision wants on a GPU
-        if self.compiles and not self._is_compiled:
-            self.compile_network()
-
-    def compile_network(self) -> None:
-        """Compile the parts that the network names: see `compile_parts`, also for errors."""
-        compile_parts(self.network)
-        self._is_compiled = True
+        if self.compiles:
+            compile_parts(self.network)
 
     def on_fit_start(self) -> None:
         """Load the weights to start from where a training starts afresh; a checkpoint to resume from is loaded by now."""
@@ -186,7 +183,10 @@ class Detector(LightningModule):
         if self.init_from is None:
             self.backbone.load_weights()
         else:
-            start_from(self.network, self.init_from, self.classes, self.class_outputs())
+            taken = start_from(self.network, self.init_from, self.classes, self.class_outputs())
+            (of_backbone,) = (f"{name}." for name, module in self.network.named_modules() if module is self.backbone)
+            if not any(name.startswith(of_backbone) for name in taken):  # it would stay random, and perhaps frozen
+                raise InputError(f"Expected a detector over this backbone in {self.init_from} but none of its tensors fits the backbone.")
         self._weights_are_loaded = True
 
     def forward(self, images: Tensor | list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:

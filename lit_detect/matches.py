@@ -139,6 +139,16 @@ def image_numbers(images: Images) -> np.ndarray:
     return np.repeat(np.arange(len(images)), [len(boxes["labels"]) for boxes in images])
 
 
+def best_from_here(precision: np.ndarray) -> np.ndarray:
+    """The best precision at this recall or any higher one, of precisions by ascending recall: what AP is the area under.
+
+    >>> best_from_here(np.array([1.0, 0.5, 0.75])).tolist()
+    [1.0, 0.75, 0.75]
+    """
+    best: np.ndarray = np.maximum.accumulate(precision[::-1])[::-1]
+    return best
+
+
 def column(images: Images, name: str) -> np.ndarray:
     """What all boxes have of a name, one after the other; zero where an image has none of it."""
     parts = [boxes.get(name, torch.zeros_like(boxes["labels"])).cpu() for boxes in images]

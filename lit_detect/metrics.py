@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lit_detect.matches import column, overlaps_by_image
+from lit_detect.matches import best_from_here, column, overlaps_by_image
 
 __all__ = ["COCOMeanAveragePrecision", "DetectionMetric", "VOCMeanAveragePrecision"]
 
@@ -211,11 +211,19 @@ class VOCMeanAveragePrecision(DetectionMetric):
         true[np.unique(taken, return_index=True)[1]] = True  # the first to take a target
         found = (true & (taken >= 0)).cumsum()
         recall = found / count
-        best_from_here = np.maximum.accumulate((found / np.arange(1, len(found) + 1))[::-1])[::-1]
+        best = best_from_here(found / np.arange(1, len(found) + 1))
         if self.points == 11:
             at = np.searchsorted(recall, np.arange(0, 1.1, 0.1))  # the kit's own recalls, of which .3, .6 and .7 are a rounding too high
-            return float(np.append(best_from_here, 0)[at].mean())
-        return float((np.diff(recall, prepend=0) * best_from_here).sum())
+            return float(np.append(best, 0)[at].mean())
+        return float((np.diff(recall, prepend=0) * best).sum())
+
+
+def metrics_of(classes: Sequence[str], other: Callable[[list[str]], DetectionMetric] | None) -> list[DetectionMetric]:
+    """COCO's AP, or that with settings of its own, and the other metric that is asked for."""
+    asked = None if other is None else other(list(classes))
+    if isinstance(asked, COCOMeanAveragePrecision):
+        return [asked]
+    return [COCOMeanAveragePrecision(classes), *([] if asked is None else [asked])]
 
 
 def image_rows(found: dict[str, Tensor], target: dict[str, Tensor]) -> Tensor:

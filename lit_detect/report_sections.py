@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_detect.analysis import OperatingPoint, average_precision, best_f1, calibration, confusion_matrix, operating_point, precision_recall
 from lit_detect.error_types import error_costs
-from lit_detect.matches import Matches
+from lit_detect.matches import Matches, best_from_here
 from lit_detect.report_charts import Chart, Series, columns, lines, thinned, ticks
 from lit_detect.report_history import History
 
@@ -120,9 +120,8 @@ def precision_and_recall(matches: Matches) -> Figure:
 
 def from_recall(precision: np.ndarray, recall: np.ndarray) -> np.ndarray:
     """The best precision from each of 101 recalls on, as COCO's AP has it; NaN for recalls that are not reached."""
-    best = np.maximum.accumulate(precision[::-1])[::-1]
     place = np.searchsorted(recall, RECALLS - 1e-9)
-    return np.append(best, np.nan)[place]
+    return np.append(best_from_here(precision), np.nan)[place]
 
 
 def precision_by_score(matches: Matches) -> Figure:

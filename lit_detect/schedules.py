@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -60,13 +61,18 @@ def schedulers(detector: Detector, optimizer: Optimizer) -> list[dict[str, Any]]
     """The schedulers that a detector was asked for, as Lightning takes them.
 
     Raises:
-        InputError: a `ReduceLROnPlateau` that waits for AP to fall, or a warm-up before `OneCycle`.
+        InputError: a `ReduceLROnPlateau` that waits for AP to fall, or a warm-up before `OneCycle`, or that in a training without end.
     """
     asked, found = detector.lr_scheduler, list[dict[str, Any]]()
     if isinstance(asked, OneCycle):
         if detector.warmup_steps:
             raise InputError(f"Expected warmup_steps 0 with OneCycle, which warms up in its pct_start, but got {detector.warmup_steps}.")
-        found.append({"scheduler": asked(optimizer, int(detector.trainer.estimated_stepping_batches)), "interval": "step"})
+        steps = detector.trainer.estimated_stepping_batches
+        if not 0 < steps < math.inf:
+            raise InputError(
+                f"Expected max_epochs or max_steps with OneCycle, which needs the length of the training, but got {steps} steps."
+            )
+        found.append({"scheduler": asked(optimizer, int(steps)), "interval": "step"})
     elif asked is not None:
         scheduler, monitor = asked(optimizer), detector.lr_monitor
         if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "min" and "loss" not in monitor:
@@ -88,8 +94,10 @@ def step_plateaus(trainer: Trainer) -> None:
     Raises:
         InputError: what it watches was not logged.
     """
+    every = trainer.check_val_every_n_epoch or 1
+    validated = (trainer.current_epoch + 1) % every == 0
     for config in trainer.lr_scheduler_configs:
-        if config.reduce_on_plateau and config.frequency == NEVER:
+        if config.reduce_on_plateau and config.frequency == NEVER and (validated or not str(config.monitor).startswith("val/")):
             value = trainer.callback_metrics.get(str(config.monitor))
             if value is None:
                 logged = ", ".join(sorted(trainer.callback_metrics))

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_detect import FCOS, FocalLoss, HardNegativeMining, IoULoss, RetinaNet, SmoothL1, YOLOLoss
+from lit_detect.models.compiling import compile_parts
 from tests.conftest import CLASSES, DETECTORS, TinyBackbone, random_batch
 
 EMPTY = [0, 0]
@@ -151,7 +152,7 @@ def test_compiled_parts_have_no_graph_break_and_are_not_compiled_again(name, mon
     network = detector.network.train()
     plain = copy.deepcopy(network)
     torch._dynamo.reset()
-    detector.compile_network()
+    compile_parts(detector.network)
     for index, counts in enumerate(([2, 3], [5, 0])):
         images, targets = random_batch([(96, 96)] * 2, counts)
         with torch._dynamo.config.patch(error_on_recompile=index > 0):

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
-from lit_detect import SSD, HardNegativeMining, InputError, OneCycle, TorchvisionBackbone
+from lit_detect import SSD, COCOMeanAveragePrecision, HardNegativeMining, InputError, OneCycle, TorchvisionBackbone
 from lit_detect.data.datamodule import collate
 from tests.conftest import CLASSES, DETECTORS, TinyBackbone, random_batch
 
@@ -88,6 +88,32 @@ def test_plateau_lowers_the_rate_when_ap_does_not_rise(tmp_path):
     detector = build(optimizer=sgd, lr_scheduler=lambda o: ReduceLROnPlateau(o, mode="max", patience=0, threshold=10))
     trainer(tmp_path, max_epochs=3).fit(detector, loader(), loader())
     assert detector.optimizers().param_groups[0]["lr"] < 1
+
+
+def test_plateau_waits_for_the_epochs_that_validate(tmp_path):
+    detector = build(optimizer=sgd, lr_scheduler=lambda o: ReduceLROnPlateau(o, mode="max", patience=1, threshold=10))
+    trainer(tmp_path, max_epochs=4, check_val_every_n_epoch=2).fit(detector, loader(), loader())
+    assert detector.optimizers().param_groups[0]["lr"] == 1  # one epoch was no better, and there were not two
+    assert detector.lr_schedulers().num_bad_epochs == 1
+
+
+def test_one_cycle_without_an_end_is_refused(tmp_path):
+    with pytest.raises(InputError, match="Expected max_epochs or max_steps with OneCycle"):
+        trainer(tmp_path, max_epochs=-1).fit(build(lr_scheduler=OneCycle()), loader())
+
+
+def test_ids_for_other_classes_are_refused():
+    with pytest.raises(InputError, match="Expected an id for each of 3 classes but got 2 category_ids"):
+        build(category_ids=[1, 2])
+
+
+def test_a_coco_metric_of_other_settings_takes_the_place_of_the_usual_one(tmp_path):
+    few, usual = build(metric=lambda classes: COCOMeanAveragePrecision(classes, max_detections=[1])), build()
+    assert [metric.max_detections for metric in few.metrics["val"]] == [[1]]
+    few.load_state_dict(usual.state_dict())
+    found = [trainer(tmp_path).validate(detector, loader(2), verbose=False)[0] for detector in (few, usual)]
+    assert {name for name in found[0] if "val/mar_1" in name} == {"val/mar_1"}
+    assert found[0]["val/mar_1"] == found[1]["val/mar_1"]
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true"])

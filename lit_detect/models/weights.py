@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import re
 import urllib.parse
+import urllib.request
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,28 +97,34 @@ def read_plain(source: Path | IO[bytes], expected: str, map_location: Any = "cpu
 
 def local_file(source: str, expected: str, purpose: str = "") -> Path:
     """The file itself, or what a URL leads to, fetched once into torch's hub folder; for the rest see `read_file`."""
-    if not source.startswith(("http://", "https://", "file://")):
+    url = urllib.parse.urlparse(source)
+    if url.scheme == "file":
+        source = urllib.request.url2pathname(url.path)
+    if not source.startswith(("http://", "https://")):
         if not Path(source).is_file():
             raise InputError(f"Expected {expected}, a file or a URL{purpose} but got {source!r}.")
         return Path(source)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urllib.parse.urlparse(source).path).name
+    name = Path(url.path).name
+    if not re.search(r"-[0-9a-f]{8}\.", name):  # unless it says itself what is in it, as torchvision's do
+        name = f"{hashlib.sha256(source.encode()).hexdigest()[:8]}-{name}"
+    path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(source, str(path), progress=True)
         except OSError as error:
             raise InputError(
-                f"Could not fetch {source} ({error}). On a machine without network, put that file into {path.parent}, "
+                f"Could not fetch {source} ({error}). On a machine without network, save that file as {path}, "
                 "or give its path instead, or write `weights: null` in the config to train from scratch."
             ) from error
     return path
 
 
-def start_from(network: nn.Module, source: str, classes: Sequence[str], class_outputs: Mapping[str, tuple[list[str], int]]) -> None:
+def start_from(network: nn.Module, source: str, classes: Sequence[str], class_outputs: Mapping[str, tuple[list[str], int]]) -> list[str]:
     """Take what fits of a trained detector's weights, and say what does not.
 
-    Tensors are paired by name; or by order, where all agree in kind and shape but those that stand for classes: torchvision's detectors
-    have the same layers in the same order as ours. A layer whose outputs stand for classes is taken by the classes' names, in whatever
+    Tensors are paired by name; or by order, where all agree in kind: torchvision's detectors have the same layers in the same order as
+    ours. A layer whose outputs stand for classes is taken by the classes' names, in whatever
     order they are, if the source has all of them (so the 91 outputs of torchvision's COCO detectors give the 80 classes); else it stays
     as it was initialised.
 
@@ -127,17 +135,20 @@ def start_from(network: nn.Module, source: str, classes: Sequence[str], class_ou
         classes: names of the labels 1..C.
         class_outputs: see `Detector.class_outputs`.
 
+    Returns:
+        Names of the network's tensors that were taken.
+
     Raises:
         InputError: weights that are not there, or are another network's.
     """
     state, categories = read_detector(source)
     own = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith("num_batches_tracked")}
     state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-    state = pair(own, state, source, class_outputs)
+    state = pair(own, state, source)
     if source in WITHOUT_EPS:
         norms = [(f"{name}.running_var", module) for name, module in network.named_modules() if isinstance(module, _BatchNorm)]
         state |= {name: state[name] - module.eps for name, module in norms if name in state}
-    taken, left = Counter[str](), Counter[str]()
+    names, taken, left = list[str](), Counter[str](), Counter[str]()
     for name, tensor in own.items():
         found, reason = state.get(name), "is not in it"
         layer, part = name.rpartition(".")[0], ".".join(name.split(".")[:2])
@@ -145,6 +156,7 @@ def start_from(network: nn.Module, source: str, classes: Sequence[str], class_ou
             found, reason = select_classes(found, tensor, classes, categories, *class_outputs[layer])
         if found is not None and found.shape == tensor.shape:
             tensor.copy_(found)
+            names.append(name)
             taken[part] += 1
         elif found is not None:
             left[f"{name}, which has the shape {list(found.shape)} there and {list(tensor.shape)} here"] += 1
@@ -158,6 +170,7 @@ def start_from(network: nn.Module, source: str, classes: Sequence[str], class_ou
     for verb, parts in (("took", taken), ("did not take", left), ("has no place for", without_place)):
         for part, count in parts.items():
             rank_zero_info(printable(f"init_from {source}: {verb} {part} (tensors: {count})"))
+    return names
 
 
 def read_detector(source: str) -> tuple[dict[str, Tensor], list[str] | None]:
@@ -176,16 +189,10 @@ def read_detector(source: str) -> tuple[dict[str, Tensor], list[str] | None]:
     return content.get("model", content), None
 
 
-def pair(own: Mapping[str, Tensor], state: dict[str, Tensor], source: str, class_outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+def pair(own: Mapping[str, Tensor], state: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     """The source's tensors by our names."""
-    free = [name.rpartition(".")[0] in class_outputs for name in own]
-
-    def layout(tensors: Mapping[str, Tensor]) -> list[Any]:
-        """Weight, bias, running_mean and so on, and the shape where it does not depend on the classes."""
-        named = zip(tensors.items(), free, strict=True)
-        return [(name.rpartition(".")[2], None if of_classes else tensor.shape) for (name, tensor), of_classes in named]
-
-    if set(own) != set(state) and len(own) == len(state) and layout(own) == layout(state):  # torchvision's, in the same order
+    ours, theirs = ([(name.rpartition(".")[2], tensor.ndim) for name, tensor in tensors.items()] for tensors in (own, state))
+    if set(own) != set(state) and ours == theirs:  # torchvision's: weight, bias, running_mean and so on, in the same order
         return dict(zip(own, state.values(), strict=True))
     if not set(own) & set(state):
         raise InputError(
@@ -219,6 +226,8 @@ def select_classes(
     if len(special) + len(categories) - 1 == count:  # with what is not a class in the same places as ours
         first = names.index(classes[0])
         there = [*names[:first], *categories[1:], *names[first + len(classes) :]]
+    if len(found) % repeats:
+        return None, "has another number of outputs for each class there, and starts afresh"
     if not set(names) <= set(there):
         missing = [name for name in names if name not in there]
         return None, f"stands for other classes there ({', '.join(missing[:3])} ... is not among them), and starts afresh"

@@ -81,7 +81,7 @@ def test_weights_are_fetched_from_a_url_once(server, weights):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("http://127.0.0.1:9/mobilenet.pth", "Could not fetch .* without network, put that file into"),
+        ("http://127.0.0.1:9/mobilenet.pth", "Could not fetch .* without network, save that file as .*-mobilenet.pth"),
         ("IMAGENET1K_V9", "Expected one of IMAGENET1K_V1, IMAGENET1K_V2, DEFAULT, a file or a URL"),
         ("no/such/file.pth", "a file or a URL as weights of mobilenet_v2 but got 'no/such/file.pth'"),
     ],

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 from torchvision.models._meta import _COCO_CATEGORIES
-from torchvision.models.detection import fasterrcnn_resnet50_fpn, ssdlite320_mobilenet_v3_large
+from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn, ssdlite320_mobilenet_v3_large
 
 from lit_detect import DSSD, RFCN, SSD, FasterRCNN, InputError, RetinaNet, SSDLite, TorchvisionBackbone, YOLOv3
 from lit_detect.data.datamodule import collate
@@ -189,3 +189,45 @@ def test_weights_that_are_not_there_say_what_to_do(source, message, tmp_path, mo
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     with pytest.raises(InputError, match=message):
         DETECTORS["ssd"](init_from=source).load_start_weights()
+
+
+def test_heads_of_a_detector_over_another_backbone_are_no_start(tmp_path):
+    save(DETECTORS["ssd"](), tmp_path / "source.ckpt")
+    content = torch.load(tmp_path / "source.ckpt", weights_only=True)
+    content["state_dict"] = {name: tensor for name, tensor in content["state_dict"].items() if ".backbone." not in name}
+    torch.save(content, tmp_path / "source.ckpt")
+    with pytest.raises(
+        InputError, match=r"Expected a detector over this backbone in .*source\.ckpt but none of its tensors fits the backbone"
+    ):
+        DETECTORS["ssd"](init_from=str(tmp_path / "source.ckpt")).load_start_weights()
+
+
+def test_torchvisions_detector_with_other_anchors_gives_its_backbone_all_the_same(tmp_path, log):
+    torch.manual_seed(3)
+    reference = retinanet_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91)
+    torch.save(reference.state_dict(), tmp_path / "retinanet.pth")
+    sizes = [[size, int(size * 1.3)] for size in (32, 64, 128, 256, 512)]
+    detector = RetinaNet(ANIMALS, anchor_sizes=sizes, init_from=str(tmp_path / "retinanet.pth"))
+    detector.load_start_weights()
+    assert torch.equal(detector.backbone.body.conv1.weight, reference.backbone.body.conv1.weight)
+    assert any("did not take" in line and "bbox_reg" in line for line in log)
+
+
+def test_files_of_one_name_at_two_addresses_are_two(tmp_path, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, **_: fetched.append(url) or torch.save({"url": url}, path))
+    for url in ("http://a/best.ckpt", "http://b/best.ckpt", "http://a/best.ckpt", "http://c/net-0123abcd.pth", "http://d/net-0123abcd.pth"):
+        found = weights.read_file(url, "weights")["url"]
+        assert found == url or url == "http://d/net-0123abcd.pth"  # the name says that it has the same in it
+    assert fetched == ["http://a/best.ckpt", "http://b/best.ckpt", "http://c/net-0123abcd.pth"]
+    (tmp_path / "one two").mkdir()
+    for value in (1, 2):  # a file on this machine is read where it is
+        torch.save({"value": value}, tmp_path / "one two" / "best.ckpt")
+        assert weights.read_file((tmp_path / "one two" / "best.ckpt").as_uri(), "weights") == {"value": value}
+
+
+def test_outputs_that_no_number_of_classes_divides_start_afresh():
+    found, reason = weights.select_classes(torch.zeros(87, 2), torch.zeros(16, 2), ANIMALS, ["-"] * 21, ["__background__", *ANIMALS], 1)
+    assert found is None
+    assert "another number of outputs" in reason

@@ -26,6 +26,7 @@ from lit_detect import SSD, Detector, SSDLite
 from lit_detect.cost import in_turn, machine
 from lit_detect.export import images_to_check, write_graph
 from lit_detect.export_check import check_detections, imported, load_exported
+from lit_detect.models.compiling import compile_parts
 from lit_detect.models.dense import class_layers
 
 CLASSES = [f"class {number}" for number in range(20)]
@@ -63,7 +64,7 @@ def runs_of(detector: Detector, image: np.ndarray, folder: Path) -> dict[str, Ca
     pixels = np.ascontiguousarray(image.transpose(2, 0, 1)[None])
     tensor = torch.from_numpy(pixels)
     compiled = copy.deepcopy(detector)
-    compiled.compile_network()
+    compile_parts(compiled.network)
     found: dict[str, Callable[[int], Any]] = {
         "torch": lambda _: detector.network(tensor),
         "torch.compile": lambda _: compiled.network(tensor),

@@ -34,6 +34,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from lit_detect import SSD, Detector, FasterRCNN, RetinaNet, SSDLite, TorchvisionBackbone
 from lit_detect.cost import in_turn, machine
+from lit_detect.models.compiling import compile_parts
 from lit_detect.models.dense import DenseNetwork
 from lit_detect.models.weights import start_from
 
@@ -116,7 +117,7 @@ class Steps:
         self.ours = detector.network.to(self.device, memory_format=torch.channels_last).train()
         self.check(tolerance=1e-3 if isinstance(self.ours, DenseNetwork) else 0.05)
         if arguments.compile:
-            detector.compile_network()
+            compile_parts(detector.network)
         self.runs: dict[str, Callable[[], None]] = {"torchvision": self.their_step, "lit_detect": self.step}
         if arguments.inference:
             self.theirs.eval()
