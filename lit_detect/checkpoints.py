@@ -70,7 +70,7 @@ def check_callbacks(found: Any, path: Path | IO[bytes]) -> None:
             continue
         names = [*state["best_k_models"], state.get("kth_best_model_path"), state.get("last_model_path")]
         for name in map(str, filter(None, names)):
-            if not name.startswith(str(state.get("dirpath"))) or ".." in Path(name).parts:
+            if not Path(name).is_relative_to(str(state.get("dirpath"))) or ".." in Path(name).parts:
                 raise InputError(f"Expected checkpoints in {state.get('dirpath')}, as {path} has it, but it names {name!r}.")
 
 
@@ -92,13 +92,14 @@ def detector_of(
     state = checkpoint["state_dict"]
     left = detector.load_state_dict(state, strict=detector.strict_loading if strict is None else strict)
     if left.missing_keys or left.unexpected_keys:
-        log.warning("%s has no %s, and %s in vain.", path, left.missing_keys, left.unexpected_keys)
+        log.warning("%s lacks %s, and has %s besides.", path, left.missing_keys or "nothing", left.unexpected_keys or "nothing")
     return detector.to(next((value.device for value in state.values() if isinstance(value, torch.Tensor)), "cpu"))
 
 
 def where_it_was(storage: Any, location: str) -> Any:
     """The device that a tensor was saved from, or the CPU where there is no such device."""
-    there = location == "cpu" or (location.startswith("cuda") and torch.cuda.is_available())
+    kind, _, number = location.partition(":")
+    there = kind == "cpu" or (kind == "cuda" and int(number or 0) < torch.cuda.device_count())
     return None if there else storage.cpu()
 
 

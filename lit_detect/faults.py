@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any, Literal
 
 import torch
@@ -38,14 +37,19 @@ class NonFinite(Callback):
     def __init__(self, on_nonfinite: Literal["stop", "skip"] = "stop") -> None:
         self.on_nonfinite = on_nonfinite
         self.skipped, self.in_a_row = 0, 0
-        self.batches: list[tuple[int, Any]] = []  # of the step, by their numbers
+        self.batches: list[tuple[int, Any]] = []  # those since the last step, with their numbers
+        self.losses: list[Tensor] = []  # theirs
         self.buffers: list[Tensor] = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0 or not self.batches:
             self.batches.clear()
+            self.losses.clear()
             self._keep_buffers(pl_module)
         self.batches.append((batch_idx, batch))
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self.losses.append(loss.detach())
 
     def _keep_buffers(self, pl_module: LightningModule) -> None:
         """Remember what a forward pass changes by itself: statistics of normalisation."""
@@ -57,8 +61,10 @@ class NonFinite(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None]
+        if not parameters:
+            return
         norms = torch._foreach_norm([parameter.grad for parameter in parameters])
-        if not norms or bool(torch.stack([norm.float() for norm in norms]).sum().isfinite()):  # the one wait for a GPU
+        if bool(torch.stack([norm.float() for norm in norms]).sum().isfinite()):  # the one wait for a GPU
             self.in_a_row = 0
             return
         if getattr(trainer.precision_plugin, "scaler", None) is not None and not self._loss_is_wrong(trainer):
@@ -76,7 +82,7 @@ class NonFinite(Callback):
             parameter.grad = None  # which optimizers leave alone
 
     def _loss_is_wrong(self, trainer: Trainer) -> bool:
-        wrong = any(not math.isfinite(value) for name, value in trainer.callback_metrics.items() if name.startswith("train/"))
+        wrong = not all(bool(loss.isfinite()) for loss in self.losses)
         return bool(trainer.strategy.reduce_boolean_decision(wrong, all=False))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -85,6 +91,7 @@ class NonFinite(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.batches.clear()
+        self.losses.clear()
         if self.skipped and trainer.is_global_zero:
             log.warning("%d steps were skipped, since a loss or a gradient was not finite.", self.skipped)
 
@@ -98,6 +105,7 @@ class NonFinite(Callback):
         """Save what is needed to see it again, and say in one sentence what it is."""
         folder = run_folder(trainer) / "nonfinite"
         trainer.save_checkpoint(folder / "weights.ckpt", weights_only=True)
+        folder.mkdir(parents=True, exist_ok=True)  # on each machine, which may have a disk of its own
         found = [explain(pl_module, self._saved(trainer, number, batch)) for number, batch in self.batches]
         wrong = next((one for one in found if one["wrong"]), found[-1])
         torch.save(wrong, folder / (f"batch_{trainer.global_rank}.pt" if trainer.world_size > 1 else "batch.pt"))

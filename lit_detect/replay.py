@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lit_detect.cost import DTYPES
 from lit_detect.detector import Detector
 from lit_detect.errors import InputError
 from lit_detect.models.weights import read_plain
 from lit_detect.seeds import seed_step
 
 __all__ = ["explain", "replay"]
-
-AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
 def replay(folder: str, device: str = "cpu") -> None:
@@ -61,7 +61,12 @@ def explain(detector: nn.Module, saved: Mapping[str, Any]) -> dict[str, Any]:
     """
     images, targets, names = saved["images"], saved["targets"], list(saved["file_names"])
     kept = [buffer.clone() for buffer in detector.buffers()]
-    losses, gradients = losses_of(detector, images, targets, saved)
+    with torch.enable_grad():
+        of_batch = losses_of(detector, images, targets, saved)
+        parameters = {name: value for name, value in detector.named_parameters() if value.requires_grad}
+        found = torch.autograd.grad(torch.stack(list(of_batch.values())).sum(), list(parameters.values()), allow_unused=True)
+    losses = {name: float(value.detach()) for name, value in of_batch.items()}
+    gradients = [name for name, one in zip(parameters, found, strict=True) if one is not None and not one.isfinite().all()]
     for buffer, value in zip(detector.buffers(), kept, strict=True):
         buffer.copy_(value)
     norms = [module for module in detector.modules() if isinstance(module, _BatchNorm) and module.training]
@@ -69,31 +74,28 @@ def explain(detector: nn.Module, saved: Mapping[str, Any]) -> dict[str, Any]:
         norm.eval()
     by_image = {}
     for index, name in enumerate(names[: len(targets)]):
-        by_image[name] = losses_of(detector, images[index : index + 1], targets[index : index + 1], saved)[0]
+        with torch.no_grad():  # which leaves other ranks out
+            alone = losses_of(detector, images[index : index + 1], targets[index : index + 1], saved)
+        by_image[name] = {loss: float(value) for loss, value in alone.items()}
     for norm in norms:
         norm.train()
     wrong = [name for name, value in losses.items() if not torch.tensor(value).isfinite()]
-    alone = [name for name, own in by_image.items() if not torch.tensor(list(own.values())).isfinite().all()]
+    culprits = [name for name, own in by_image.items() if not torch.tensor(list(own.values())).isfinite().all()]
     if wrong:
         what = " and ".join(f"{name} was {losses[name]}" for name in wrong)
     else:
         what = "the losses were finite and " + (f"the gradient of {gradients[0]} was not" if gradients else "so were the gradients, now")
-    which = f", which {', '.join(alone)} {'give' if len(alone) > 1 else 'gives'} alone" if alone else ""
+    which = f", which {', '.join(culprits)} {'give' if len(culprits) > 1 else 'gives'} alone" if culprits else ""
     sentence = f"{what} on the images {', '.join(names)}{which}"
     return {**saved, "losses": losses, "by_image": by_image, "wrong": bool(wrong or gradients), "sentence": sentence}
 
 
-def losses_of(detector: nn.Module, images: Any, targets: Any, saved: Mapping[str, Any]) -> tuple[dict[str, float], list[str]]:
-    """The losses of images, and the names of the parameters whose gradients are not finite."""
+def losses_of(detector: nn.Module, images: Any, targets: Any, saved: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The losses of images, from the random numbers of their step."""
     device = next(detector.parameters()).device
     seed_step(saved["seed"], saved["epoch"], saved["batch"], saved["rank"])
-    inputs = images.to(device) if isinstance(images, Tensor) else [image.to(device) for image in images]
-    on_device = [{name: value.to(device) for name, value in target.items()} for target in targets]
-    dtype = AUTOCAST.get(saved["precision"])
-    with torch.enable_grad(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+    inputs, on_device = move_data_to_device((images, targets), device)
+    dtype = DTYPES.get(saved["precision"])
+    with torch.autocast(device.type, dtype, enabled=dtype is not None):
         losses: dict[str, Tensor] = detector.training_losses(inputs, on_device)  # type: ignore[operator]
-        parameters = {name: value for name, value in detector.named_parameters() if value.requires_grad}
-        gradients = torch.autograd.grad(torch.stack(list(losses.values())).sum(), list(parameters.values()), allow_unused=True)
-    found = zip(parameters, gradients, strict=True)
-    wrong = [name for name, gradient in found if gradient is not None and not gradient.isfinite().all()]
-    return {name: float(value.detach()) for name, value in losses.items()}, wrong
+    return losses

@@ -6,7 +6,7 @@ import yaml
 
 import lit_detect
 from lit_detect import Detector, InputError
-from lit_detect.checkpoints import best_or_last, load_checkpoint, read_checkpoint
+from lit_detect.checkpoints import best_or_last, check_callbacks, load_checkpoint, read_checkpoint, where_it_was
 from lit_detect.hyperparameters import known_class
 from tests.conftest import CLASSES, DETECTORS
 
@@ -79,3 +79,20 @@ def test_a_class_is_found_by_the_packages_own_name_where_it_was_not_asked_for_ye
     assert known_class("lit_detect.SSDLite", Detector).__name__ == "SSDLite"
     with pytest.raises(InputError, match=r"the checkpoint names 'lit_detect\.import_module'"):
         known_class("lit_detect.import_module", Detector)
+
+
+@pytest.mark.parametrize(
+    ("location", "devices", "there"), [("cpu", 0, True), ("cuda:0", 0, False), ("cuda:3", 1, False), ("cuda:3", 4, True)]
+)
+def test_a_tensor_goes_to_the_cpu_where_its_device_is_not(location, devices, there, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    storage = torch.zeros(1).untyped_storage()
+    found = where_it_was(storage, location)
+    assert (found is None) == there  # with None torch goes by the location
+
+
+def test_a_best_checkpoint_beside_the_folder_is_not_its_own():
+    state = {"dirpath": "/runs/a", "best_k_models": {}, "kth_best_model_path": "", "last_model_path": "/runs/a/last.ckpt"}
+    check_callbacks({"checkpoint": state}, "x.ckpt")
+    with pytest.raises(InputError, match=r"names '/runs/ab/best\.ckpt'"):
+        check_callbacks({"checkpoint": state | {"best_k_models": {"/runs/ab/best.ckpt": 1}}}, "x.ckpt")
