@@ -20,13 +20,14 @@ from lit_detect.errors import InputError
 from lit_detect.hyperparameters import class_at
 from lit_detect.report_history import read_history
 
-__all__ = ["Run", "call", "epochs", "laid_over", "names_of", "read_models", "train"]
+__all__ = ["Run", "call", "epochs", "laid_over", "names_of", "read_models", "read_training", "train"]
 
 KEYS = {"config", "run", "ckpt_path", "sizes", "extractors"}  # of a model, beside those of a training's config
 OF_A_TRAINING_THAT_IS_DONE = {"run": {"run", "ckpt_path", "data"}, "ckpt_path": {"ckpt_path", "config", "data"}}
 # settings that do not change what is trained
 ELSEWHERE = ("trainer.logger", "checkpoint.dirpath", "data.num_workers")
 LETTERS = 400  # of a failure's reason
+OF_A_RUN = {"ckpt_path", "weights_only", "predictions", "tiles"}
 TRAINING_KEYS = {"seed_everything", "trainer", "model", "data", "checkpoint", "pictures", "faults"}
 
 
@@ -99,6 +100,19 @@ def laid_over(below: Any, above: Any) -> Any:
     return {**below, **{key: laid_over(below[key], value) if key in below else value for key, value in above.items()}}
 
 
+def with_data_of(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """A training config over another, whose folder goes where the upper one names data sets, and `zoom` where it lists transforms.
+
+    >>> with_data_of({"data": {"folder": "cells", "batch_size": 4}}, {"data": {"val": "mine"}})
+    {'data': {'batch_size': 4, 'val': 'mine'}}
+    """
+    old, data = (config["data"] if isinstance(config.get("data"), dict) else {} for config in (below, above))
+    gone = {"folder", "on_invalid"} if {"train", "val", "test"} & {*data} else set()
+    gone |= {"zoom"} if isinstance(data.get("transforms"), list) else set()
+    whole: dict[str, Any] = laid_over({**below, "data": {key: old[key] for key in old if key not in gone}}, dict(above))
+    return whole
+
+
 def read_models(shared: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], out: Path) -> list[Run]:
     """The runs of a comparison.
 
@@ -119,17 +133,17 @@ def read_models(shared: Mapping[str, Any], models: Mapping[str, Mapping[str, Any
         below: dict[str, Any] = {}
         trained_in = Path(entry["run"]) if "run" in entry else None
         if trained_in is not None:
-            below = read_yaml(trained_in / "config.yaml")
+            below = read_training(trained_in / "config.yaml")
         elif "config" in entry:
-            below = read_yaml(Path(find_configs(["--config", entry["config"]])[1]))
+            below = read_training(Path(find_configs(["--config", entry["config"]])[1]))
         parts = {key: value for key, value in entry.items() if key in TRAINING_KEYS}
-        config = laid_over(laid_over(below, dict(shared)), parts)
+        config = with_data_of(with_data_of(below, shared), parts)
         checkpoint = Path(entry["ckpt_path"]) if "ckpt_path" in entry else None
         if trained_in is not None and checkpoint is None:
             checkpoint = best_or_last(trained_in)
         if checkpoint is not None and not checkpoint.is_file():
             raise InputError(f"Expected a checkpoint of {name} at {checkpoint} but there is no such file.")
-        if not isinstance(config.get("data"), dict):
+        if not config["data"]:
             raise InputError(f"Expected data for {name}, in shared.data or in its own, but there is none.")
         if checkpoint is not None:
             runs.append(Run(name, folder_of(out, name), config, checkpoint, trained_in))
@@ -139,6 +153,11 @@ def read_models(shared: Mapping[str, Any], models: Mapping[str, Mapping[str, Any
     if twice := [run.name for run in runs if folders.count(run.folder) > 1]:
         raise InputError(f"Expected names of models that differ in letters or digits but got {twice}.")
     return runs
+
+
+def read_training(path: Path) -> dict[str, Any]:
+    """A training's config, without what a run's ``config.yaml`` has beside it: what was resumed from, and what is for predictions."""
+    return {key: value for key, value in read_yaml(path).items() if key not in OF_A_RUN}
 
 
 def check_keys(where: str, content: Any, known: set[str]) -> None:

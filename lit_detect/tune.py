@@ -23,7 +23,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.table import Table
 
-from lit_detect.compare_runs import TRAINING_KEYS, Run, check_keys, differing, laid_over, train
+from lit_detect.compare_runs import TRAINING_KEYS, Run, check_keys, differing, laid_over, read_training, train
 from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
 
@@ -60,7 +60,7 @@ def tune(
     """
     if trials < 1 or startup_trials < 1 or warmup_epochs < 1:
         raise InputError(f"Expected numbers of at least 1 but got {trials} trials, {startup_trials} to start and {warmup_epochs} epochs.")
-    base = read_yaml(Path(config))
+    base = read_training(Path(config))
     check_keys(config, base, TRAINING_KEYS)
     space = read_space(Path(search), base)
     folder = Path(out).resolve()
