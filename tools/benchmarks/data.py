@@ -35,10 +35,11 @@ from torchvision.tv_tensors import BoundingBoxes
 from torchvision.tv_tensors import Image as ImageTensor
 
 from lit_detect import DetectionDataset, VOCDetection
-from lit_detect.data.feed import EpochSampler, Feed, collate, one_thread
+from lit_detect.data.feed import EpochSampler, Feed, collate
 from lit_detect.data.images import ImageFile, read_header
 from lit_detect.data.presets import preset
 from lit_detect.data.transforms import MEAN, compose
+from lit_detect.data.workers import start_worker
 
 SIZE, BATCH = 300, 32
 Run = Callable[[int, int], Any]  # of an epoch and an image's number
@@ -190,7 +191,7 @@ def epochs(loader: DataLoader[Any]) -> Iterator[float]:
 def loaders(files: Files, rounds: int) -> dict[str, list[float]]:
     """Images a second of whole DataLoaders, in turn."""
     feed, reference = Feed(files, preset("ssd", SIZE), train=True), Torchvision(files, pil=False)
-    shared: dict[str, Any] = {"collate_fn": collate, "worker_init_fn": one_thread}
+    shared: dict[str, Any] = {"collate_fn": collate, "worker_init_fn": start_worker}
     runs = {
         "ours, 0 workers": DataLoader(feed, BATCH, sampler=EpochSampler(feed, 1, 0), **shared),
         "ours, 2 workers": DataLoader(feed, BATCH, sampler=EpochSampler(feed, 1, 0), num_workers=2, persistent_workers=True, **shared),
