@@ -76,6 +76,16 @@ class Anchors:
     weights: tuple[float, float, float, float] = SSD_WEIGHTS
     per_map: Sequence[int] = ()
 
+    @property
+    def centres(self) -> Tensor:
+        """``(A, 2)`` in pixels."""
+        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+
+    @property
+    def sizes(self) -> Tensor:
+        """Width and height ``(A, 2)`` in pixels."""
+        return self.boxes[:, 2:] - self.boxes[:, :2]
+
     def encode(self, boxes: Tensor) -> Tensor:
         """Offsets ``(..., A, 4)`` of boxes ``(..., A, 4)``."""
         return encode(boxes, self.boxes, self.weights)

@@ -20,6 +20,7 @@ __all__ = ["main"]
 PACKAGE = Path(lit_detect.__file__).parent
 # in a wheel the configs lie inside the package, in a checkout beside it
 CONFIGS = next((folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), None)
+OF_FILES = ("--config", "-c", "--data", "--search")  # flags that may name a shipped config
 
 SUMMARIES = {
     "fit": "train a detector, and evaluate its best checkpoint",
@@ -64,14 +65,15 @@ HARMLESS = (
 
 
 def find_configs(args: Sequence[str]) -> list[str]:
-    """The arguments, with the path of a shipped config for each ``--config``, ``--data`` or ``--search`` that names no file here."""
+    """The arguments, with the path of a shipped config for each flag of `OF_FILES` that names no file here."""
     found = []
     for previous, arg in zip(["", *args], args, strict=False):
-        flag, equals, value = arg.partition("=") if arg.startswith("--config=") else ("", "", arg)
-        if (flag or previous in ("--config", "-c", "--data", "--search")) and CONFIGS and not Path(value).exists():
+        name, equals, rest = arg.partition("=")
+        before, value = (f"{name}=", rest) if equals and name in OF_FILES else ("", arg)
+        if (before or previous in OF_FILES) and CONFIGS and not Path(value).exists():
             shipped = CONFIGS / value.removeprefix("configs/")
             value = str(shipped) if shipped.is_file() else value
-        found.append(f"{flag}{equals}{value}")
+        found.append(f"{before}{value}")
     return found
 
 

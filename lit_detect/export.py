@@ -91,6 +91,8 @@ def export(
 
 def images_to_check(images: str | None, config: str | None, count: int) -> dict[str, np.ndarray]:
     """The first images of a folder or of a config's validation set, or two photographs, by name."""
+    if count < 1:
+        raise InputError(f"Expected a count of at least 1 image to compare on but got {count}.")
     if images is not None and config is not None:
         raise InputError("Expected either --images or --config, whose validation images are taken, but got both.")
     if images is None and config is None:

@@ -176,7 +176,7 @@ def agreement(expected: dict[str, Tensor], found: dict[str, Tensor], post_proces
     lonely = [(expected, place, "checkpoint") for place in alone]
     lonely += [(found, int(place), "file") for place in free.nonzero()]
     full = max(len(expected["scores"]), len(found["scores"])) >= post_process.detections_per_image
-    least = [post_process.score_threshold, *([float(expected["scores"][-1]), float(found["scores"][-1])] if full else [])]
+    least = [post_process.score_threshold, *(float(one["scores"][-1]) for one in (expected, found) if full and len(one["scores"]))]
     wrong = [one for one in lonely if not undecided(*one[:2], (expected, found), least, post_process.nms_threshold)]
     if wrong:
         of, place, where = wrong[0]

@@ -92,7 +92,7 @@ def thresholds(
     unknown = [name for name in (*by_class, *(only or [])) if name not in classes]
     if unknown:
         raise InputError(f"Expected classes of the detector, {', '.join(classes)}, but got {', '.join(unknown)}.")
-    least = score_threshold if isinstance(score_threshold, int | float) else default
+    least = default if score_threshold is None or isinstance(score_threshold, dict) else float(score_threshold)
     return torch.tensor([by_class.get(name, least) if only is None or name in only else torch.inf for name in classes])
 
 
@@ -117,7 +117,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def to_dataset(images: Any) -> DetectionDataset:
     """A data set of whatever holds images: see `predict`."""
     if isinstance(images, DetectionDataset):
-        return images
+        return Unlabelled(images)
     if isinstance(images, str | Path):
         return to_predict(str(images))
     if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim <= 3):
@@ -129,6 +129,23 @@ def to_dataset(images: Any) -> DetectionDataset:
     if any(isinstance(image, str | Path | DetectionDataset | Sequence) for image in images):
         return Concatenation([to_dataset(image) for image in images])
     return Pixels(images)
+
+
+class Unlabelled(DetectionDataset):
+    """The images of a data set without what there is to find, so that neither its classes nor its boxes matter."""
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self.dataset = dataset
+        self.classes: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def load(self, index: int) -> tuple[np.ndarray, Target]:
+        return self.dataset.load(index)[0], nothing_to_find(index)
+
+    def file_name(self, index: int) -> str:
+        return self.dataset.file_name(index)
 
 
 class Pixels(DetectionDataset):

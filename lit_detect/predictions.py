@@ -20,7 +20,7 @@ from lit_detect.callbacks import run_folder
 from lit_detect.data.datamodule import DetectionDataModule
 from lit_detect.data.dataset import DetectionDataset
 from lit_detect.data.feed import Feed
-from lit_detect.data.images import inside
+from lit_detect.data.images import IMAGE_SUFFIXES, inside
 from lit_detect.data.video import Video
 from lit_detect.errors import InputError, printable
 from lit_detect.predict import above, thresholds, to_dataset
@@ -233,8 +233,13 @@ def yolo_rows(found: dict[str, Tensor], height: int, width: int) -> str:
 
 
 def yolo_name(name: str) -> str:
-    """The text file of an image."""
-    return os.path.splitext(name)[0] + ".txt"
+    """The text file of an image, or of a video's frame, whose name has no suffix.
+
+    >>> yolo_name("cats/1.jpg"), yolo_name("2024 10.30.15_000001")
+    ('cats/1.txt', '2024 10.30.15_000001.txt')
+    """
+    stem, suffix = os.path.splitext(name)
+    return f"{stem if suffix.lower() in IMAGE_SUFFIXES else name}.txt"
 
 
 def picture_name(name: str) -> str:

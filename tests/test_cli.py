@@ -4,6 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -203,6 +204,15 @@ def test_shipped_configs_are_found_by_name_where_no_such_file_is_here(tmp_path, 
     assert find_configs(["fit", "-c", "nothing.yaml", "--x", "quickstart.yaml"]) == ["fit", "-c", "nothing.yaml", "--x", "quickstart.yaml"]
     (tmp_path / "quickstart.yaml").write_text("")
     assert find_configs(["fit", "--config", "quickstart.yaml"]) == ["fit", "--config", "quickstart.yaml"]
+
+
+@pytest.mark.parametrize("flag", ["--config", "--data", "--search"])
+def test_with_an_equals_sign_too(flag, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = find_configs(["tune", f"{flag}=search_quickstart.yaml", "--other=search_quickstart.yaml"])
+    assert found[1].startswith(f"{flag}=/")
+    assert Path(found[1].partition("=")[2]).is_file()
+    assert found[2] == "--other=search_quickstart.yaml"
 
 
 def test_help_lists_every_verb(capsys):

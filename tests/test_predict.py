@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from lit_detect import COCODetection, Concatenation, ImageFolder, InputError, Tiled
+from lit_detect import COCODetection, Concatenation, DetectionDataset, ImageFolder, InputError, Tiled
 from lit_detect.data.images import read_image
+from lit_detect.predict import thresholds
 from tests.conftest import DETECTORS, write_image, write_video
 
 
@@ -181,3 +182,24 @@ def test_a_list_of_data_sets_is_one(detector, tmp_path):
     write_image(tmp_path / "a.jpg", 40, 60)
     folder = ImageFolder(str(tmp_path))
     same(detector.predict([folder, folder]), detector.predict(Concatenation([folder, folder])))
+
+
+class Undecided(DetectionDataset):
+    classes = ("unicorn",)
+
+    def __len__(self):
+        return 1
+
+    def load(self, index):
+        return np.full((50, 60, 3), 7, np.uint8), {"boxes": np.array([[9.0, 9, 1, 1]]), "labels": np.array([5]), "image_id": 3}
+
+
+def test_of_a_data_set_the_images_alone_matter(detector):
+    image = Undecided().load(0)[0]
+    same(detector.predict([Undecided(), image]), looked_at(detector, [image, image]))
+
+
+@pytest.mark.parametrize("threshold", [np.float32(0.25), torch.tensor(0.25), 0.25])
+def test_any_number_is_a_threshold(threshold):
+    assert thresholds(["cat"], threshold, default=0.0).tolist() == [0.25]
+    assert thresholds(["cat"], None, default=0.5).tolist() == [0.5]

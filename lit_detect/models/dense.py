@@ -130,24 +130,17 @@ class MapAnchors(nn.Module):
         sizes: sides of the anchors in pixels, a list for each map, all of one length.
         aspect_ratios: height over width.
         kind: what is made of them, `Anchors` or a subclass.
-        weights: see `Anchors`.
     """
 
-    def __init__(
-        self,
-        sizes: Sequence[Sequence[int]],
-        aspect_ratios: Sequence[float],
-        kind: type[Anchors] = Anchors,
-        weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0),
-    ) -> None:
+    def __init__(self, sizes: Sequence[Sequence[int]], aspect_ratios: Sequence[float], kind: type[Anchors] = Anchors) -> None:
         super().__init__()
         self.generator = AnchorGenerator(tuple(map(tuple, sizes)), (tuple(aspect_ratios),) * len(sizes))
         self.per_cell = len(sizes[0]) * len(aspect_ratios)
-        self.kind, self.weights = kind, weights
+        self.kind = kind
 
     def forward(self, images: Tensor, maps: Sequence[Tensor]) -> Anchors:
         grids = [(feature.shape[-2], feature.shape[-1]) for feature in maps]
         strides = [(images.shape[-2] // height, images.shape[-1] // width) for height, width in grids]
         self.generator.set_cell_anchors(torch.float32, images.device)
         boxes = self.generator.grid_anchors(grids, strides)
-        return self.kind(torch.cat(boxes), self.weights, [of_map.shape[0] for of_map in boxes])
+        return self.kind(torch.cat(boxes), (1.0, 1.0, 1.0, 1.0), [of_map.shape[0] for of_map in boxes])

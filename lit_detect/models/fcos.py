@@ -143,14 +143,10 @@ class Points(Anchors):
     """
 
     def encode(self, boxes: Tensor) -> Tensor:
-        centres = (self.boxes[..., :2] + self.boxes[..., 2:]) / 2
-        stride = self.boxes[..., 2:] - self.boxes[..., :2]
-        return torch.cat([(centres - boxes[..., :2]) / stride, (boxes[..., 2:] - centres) / stride], dim=-1)
+        return torch.cat([self.centres - boxes[..., :2], boxes[..., 2:] - self.centres], dim=-1) / self.sizes.repeat(1, 2)
 
     def decode(self, deltas: Tensor) -> Tensor:
-        centres = (self.boxes[..., :2] + self.boxes[..., 2:]) / 2
-        stride = self.boxes[..., 2:] - self.boxes[..., :2]
-        return torch.cat([centres - deltas[..., :2] * stride, centres + deltas[..., 2:] * stride], dim=-1)
+        return torch.cat([self.centres - deltas[..., :2] * self.sizes, self.centres + deltas[..., 2:] * self.sizes], dim=-1)
 
 
 def match_points(anchors: Anchors, boxes: Tensor, there: Tensor, radius: float) -> Tensor:
@@ -169,8 +165,7 @@ def match_points(anchors: Anchors, boxes: Tensor, there: Tensor, radius: float) 
         ``(N, A)`` int64: each point's box, or -1 for background.
     """
     boxes = boxes[:, :, None]  # (N, M, 1, 4)
-    points = (anchors.boxes[:, :2] + anchors.boxes[:, 2:]) / 2  # (A, 2)
-    stride = anchors.boxes[:, 2] - anchors.boxes[:, 0]
+    points, stride = anchors.centres, anchors.sizes[:, 0]  # (A, 2), (A,)
     edges = torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)  # (N, M, A, 4)
     near = (points - (boxes[..., :2] + boxes[..., 2:]) / 2).abs().amax(dim=-1) < radius * stride
     farthest = edges.amax(dim=-1)

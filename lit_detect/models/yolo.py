@@ -159,16 +159,6 @@ class CellAnchors(Anchors):
 
     strides: Tensor = field(kw_only=True)
 
-    @property
-    def centres(self) -> Tensor:
-        """``(A, 2)`` in pixels, of the anchors and of their cells."""
-        return (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
-
-    @property
-    def sizes(self) -> Tensor:
-        """Width and height ``(A, 2)`` in pixels."""
-        return self.boxes[:, 2:] - self.boxes[:, :2]
-
     def encode(self, boxes: Tensor) -> Tensor:
         shift = (boxes[..., :2] + boxes[..., 2:]) / 2 - self.centres
         return torch.cat([shift / self.strides + 0.5, torch.log((boxes[..., 2:] - boxes[..., :2]) / self.sizes)], dim=-1)
