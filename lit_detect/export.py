@@ -19,7 +19,7 @@ from lit_detect.data.dataset import DetectionDataset
 from lit_detect.data.folder import to_predict
 from lit_detect.detector import Detector
 from lit_detect.errors import InputError, printable
-from lit_detect.export_check import check_detections, check_heads, imported, load_exported
+from lit_detect.export_check import Agreement, check_detections, check_heads, imported, load_exported
 from lit_detect.export_graph import DetectionGraph
 from lit_detect.models.inputs import FixedSize
 
@@ -75,18 +75,19 @@ def export(
             files.append(quantize(written, pictures))
         for file in sorted({*files, *Path(folder).glob("*.bin")}):
             os.replace(file, path.parent / file.name)
+    announce(path, len(pictures), agreement, heads, int8)
+
+
+def announce(path: Path, images: int, agreement: Agreement, heads: bool, int8: bool) -> None:
+    """Say what was written, and how it was compared."""
     off = f"boxes differ by at most {agreement.pixels:.2g} pixels, scores by {agreement.score:.2g}"
     edge = f"; {agreement.undecided} more at a threshold" if agreement.undecided else ""
     what = "boxes of anchors" if heads else "detections"
     print(printable(f"export: {path} ({path.stat().st_size / 1e6:.1f} MB)"))
-    print(
-        printable(
-            f"compared with the checkpoint on {len(pictures)} images and their mirror images: {agreement.detections} {what}, {off}{edge}"
-        )
-    )
+    print(f"compared with the checkpoint on {images} images and their mirror images: {agreement.detections} {what}, {off}{edge}")
     if int8:
         written = path.with_suffix(".int8.onnx")
-        print(printable(f"int8: {written}, calibrated on {len(pictures)} images; what it costs in AP is to be measured"))
+        print(printable(f"int8: {written}, calibrated on {images} images; what it costs in AP is to be measured"))
 
 
 def images_to_check(images: str | None, config: str | None, count: int) -> dict[str, np.ndarray]:

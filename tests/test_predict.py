@@ -1,9 +1,13 @@
 """`detector.predict`: every kind of images gives what the network gives for the same pixels."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
 
 from lit_detect import COCODetection, Concatenation, DetectionDataset, ImageFolder, InputError, Tiled
 from lit_detect.data.images import read_image
@@ -203,3 +207,19 @@ def test_of_a_data_set_the_images_alone_matter(detector):
 def test_any_number_is_a_threshold(threshold):
     assert thresholds(["cat"], threshold, default=0.0).tolist() == [0.25]
     assert thresholds(["cat"], None, default=0.5).tolist() == [0.5]
+
+
+def test_the_documented_way_to_detect_with_torchvisions_weights(monkeypatch, tmp_path):
+    """The page's own lines, with random weights in place of the download."""
+    page = Path(__file__).parents[1] / "docs" / "predictions.md"
+    code = re.search(r"```py\n(.*?)```", page.read_text(), re.DOTALL)[1]
+    weights = fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=91).state_dict()
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, **_: torch.save(weights, path))
+    monkeypatch.chdir(tmp_path)
+    write_image(tmp_path / "street.jpg", 60, 80)
+    found = {}
+    exec(code, found)  # as its reader does
+    assert len(found["classes"]) == 80
+    assert len(found["detections"]) == 1
+    assert (tmp_path / "predictions" / "predictions.json").is_file()

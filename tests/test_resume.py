@@ -11,8 +11,8 @@ import torch
 from lit_detect.checkpoints import newest_last
 from lit_detect.seeds import seed_step
 
-VARIANTS = ["workers", "accumulation", "validation within epochs", "steps and validation by steps", "no validation"]
-MORE = ["epochs", "steps", "validation every other epoch"]
+VARIANTS = ["workers", "accumulation", "steps and validation by steps"]
+MORE = ["validation within epochs", "no validation", "epochs", "steps", "validation every other epoch"]
 
 
 def outcome(folder, variants, hooks="", moments=0):

@@ -147,7 +147,7 @@ class YOLODetection(AnnotatedImages):
         path = self.root / label_name(name)
         if text is None:
             faults.report("no label file", path, "", f"{name} has no boxes")
-        names, boxes, lines = [], [], []
+        names, boxes, lines, polygons = [], [], [], 0
         for position, line in enumerate((text or "").split("\n"), start=1):
             if not line.strip():
                 continue
@@ -162,11 +162,12 @@ class YOLODetection(AnnotatedImages):
                 expected = f"Expected a class from 0 to {len(self.classes) - 1}"
                 faults.report("class unknown", path, where, f"{expected} but got {line.strip()[:200]!r}.")
             else:
-                if polygon:
-                    faults.report("polygon taken as its box", path, where, f"{len(values) // 2} points")
+                polygons += polygon
                 names.append(self.classes[int(label)])
                 boxes.append(around(values) if polygon else corners(*values))
                 lines.append(where)
+        if polygons:  # once for a file: a data set of them has hundreds of thousands
+            faults.report("polygon taken as its box", path, "", f"{polygons} of {len(boxes)} boxes")
         return Record(image_id, name, path, names, np.array(boxes, dtype=np.float64).reshape(-1, 4), lines, {}, size=None, relative=True)
 
 

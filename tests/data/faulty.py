@@ -166,7 +166,7 @@ def make_yolo(root):
     (root / "data.yaml").write_text("train: images\nnames: [cat]\n")
     return [
         ("class unknown", "labels/a.txt", "line 2"),
-        ("polygon taken as its box", "labels/b.txt", "line 1"),
+        ("polygon taken as its box", "labels/b.txt", ""),
         ("no label file", "labels/c.txt", ""),
     ]
 
