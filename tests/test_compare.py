@@ -18,7 +18,7 @@ from lit_detect.cli import CONFIGS, main
 from lit_detect.compare import by_objects, compare, measure_latency, measured, write_report
 from lit_detect.compare_measure import load_detector
 from lit_detect.compare_plots import draw_pictures
-from lit_detect.compare_runs import call, differing, epochs, names_of, read_models, train
+from lit_detect.compare_runs import call, differing, epochs, names_of, read_models, read_training, train
 from lit_detect.cost import machine
 from lit_detect.data.digits import write_digits
 from lit_detect.lightning_cli import read_config
@@ -355,3 +355,9 @@ def test_the_shipped_comparison_builds_and_takes_a_step(quickstart, name, tmp_pa
 
 def test_the_shipped_comparison_has_no_other_models(quickstart):
     assert list(quickstart["models"]) == ["SSD", "SSDLite", "DSSD", "RetinaNet", "YOLOv3", "Faster R-CNN", "R-FCN"]
+
+
+def test_a_runs_config_is_a_trainings_config(tmp_path):
+    of_a_run = {"ckpt_path": "last.ckpt", "weights_only": True, "predictions": {"outputs": ["csv"]}, "tiles": {"size": 640}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"class_path": "SSD"}, **of_a_run}))
+    assert read_training(tmp_path / "config.yaml") == {"model": {"class_path": "SSD"}}

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import get_worker_info
 from lit_detect import DigitsVOC
 from lit_detect.cli import main
 from lit_detect.data.digits import write_digits
+from lit_detect.faults import NonFinite
 from tests.conftest import TinyBackbone
 
 
@@ -182,3 +184,16 @@ def test_a_full_disk_for_metrics_is_named(fit, tmp_path):
     logger = '{"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": ".", "version": 0}}'
     sentence = error(fit, "--trainer.logger", logger, "--trainer.log_every_n_steps", "1")
     assert "metrics.csv but could not: No space left on device" in sentence
+
+
+def test_a_step_without_gradients_is_no_fault():
+    NonFinite().on_before_optimizer_step(None, None, torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))]))
+
+
+@pytest.mark.parametrize(("losses", "wrong"), [([float("nan"), 1.0], True), ([1.0, 2.0], False)])
+def test_any_of_the_accumulated_batches_may_have_the_loss_that_is_not_finite(losses, wrong):
+    faults = NonFinite()
+    for loss in losses:
+        faults.on_before_backward(None, None, torch.tensor(loss))
+    trainer = SimpleNamespace(strategy=SimpleNamespace(reduce_boolean_decision=lambda decision, **_: decision))
+    assert faults._loss_is_wrong(trainer) is wrong

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -11,7 +12,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
 from lit_detect.errors import InputError
 from lit_detect.models.backbones import Backbone
 
-__all__ = ["FeaturePyramid", "check_anchor_sizes", "dense_pyramid", "strides"]
+__all__ = ["FeaturePyramid", "StridedMaps", "check_anchor_sizes", "dense_pyramid", "strides"]
 
 
 class FeaturePyramid(nn.Module):
@@ -41,6 +42,32 @@ class FeaturePyramid(nn.Module):
         maps = {str(index): feature for index, feature in enumerate(self.backbone(images).values())}
         features: dict[str, Tensor] = self.fpn(maps)
         return features
+
+
+class StridedMaps(ExtraFPNBlock):  # type: ignore[misc]
+    """Coarser maps after a pyramid's last, by strided convolutions: RetinaNet, section 4, footnote 2, but as many as are asked for.
+
+    Args:
+        in_channels: of the backbone's last map, which they start from.
+        out_channels: of each map.
+        count: of maps.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, count: int) -> None:
+        super().__init__()
+        channels = [in_channels, *[out_channels] * count]
+        self.layers = nn.ModuleList(nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(channels))
+        for layer in self.layers:
+            nn.init.kaiming_uniform_(layer.weight, a=1)  # as torchvision's pyramids have it
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        last = x[-1]
+        for index, layer in enumerate(self.layers):
+            last = layer(last if index == 0 else last.relu())
+            results.append(last)
+            names.append(f"coarser.{index}")
+        return results, names
 
 
 def strides(backbone: Backbone) -> list[int]:

@@ -20,7 +20,7 @@ from lit_detect.losses import Criterion, HardNegativeMining
 from lit_detect.models.backbones import Backbone, TorchvisionBackbone
 from lit_detect.models.dense import DenseDetector, DenseNetwork, FixedAnchors
 from lit_detect.models.inputs import FixedSize
-from lit_detect.models.pyramid import FeaturePyramid
+from lit_detect.models.pyramid import FeaturePyramid, StridedMaps
 from lit_detect.models.vgg import VGG16
 
 __all__ = ["SSD", "SSDLite", "default_boxes"]
@@ -53,7 +53,9 @@ class SSD(DenseDetector):
         aspect_ratios: of each map; by default ``[2]`` for the first and the last two maps and ``[2, 3]`` between.
         steps: pixels between default boxes on each map; by default the paper's for SSD300, else the input divided by the map.
         extra_channels: of the added layers, the last repeated as needed (Huang et al. 2017, supplement).
-        fpn_channels: put a feature pyramid (FPN) with so many channels between the maps and the heads; by default none.
+        fpn_channels: put a feature pyramid (FPN) with so many channels between the backbone's maps and the heads; by default none. The
+            added layers are then strided convolutions without norms, as RetinaNet's: `extra_channels` and batch norms of the smallest
+            maps have no part in it, since what these see in training would reach all maps.
         match_threshold: least IoU of a positive default box, 0..1.
         score_threshold: see `PostProcess`.
         nms_threshold: see `PostProcess`.
@@ -89,17 +91,23 @@ class SSD(DenseDetector):
         super().__init__(classes, **kwargs)
         backbone = backbone or self.default_backbone(size)
         criterion = criterion or HardNegativeMining()
-        trunk = self.trunk(backbone, size, extra_channels)
-        channels = trunk.out_channels if fpn_channels is None else [fpn_channels] * len(trunk.sizes)
+        sizes = down_to_one(backbone.feature_sizes(size))
+        trunk: ExtraLayers | FeaturePyramid
+        if fpn_channels is None:
+            trunk = self.trunk(backbone, size, extra_channels)
+            channels = trunk.out_channels
+        else:
+            coarser = StridedMaps(backbone.out_channels[-1], fpn_channels, len(sizes) - len(backbone.out_channels))
+            trunk, channels = FeaturePyramid(backbone, backbone.out_channels, fpn_channels, coarser), [fpn_channels] * len(sizes)
         if aspect_ratios is None:
-            aspect_ratios = self.default_aspect_ratios(len(trunk.sizes))
-        anchors = default_boxes(size, trunk.sizes, scales, aspect_ratios, steps)
+            aspect_ratios = self.default_aspect_ratios(len(sizes))
+        anchors = default_boxes(size, sizes, scales, aspect_ratios, steps)
         boxes_per_cell = [2 + 2 * len(ratios) for ratios in aspect_ratios]
         self.network = DenseNetwork(
             FixedSize(size, backbone.mean, backbone.std),
-            trunk if fpn_channels is None else FeaturePyramid(trunk, trunk.out_channels, fpn_channels),
+            trunk,
             self.head(channels, boxes_per_cell, len(criterion.logit_names(self.classes))),
-            FixedAnchors(anchors, [count * side**2 for count, side in zip(boxes_per_cell, trunk.sizes, strict=True)]),
+            FixedAnchors(anchors, [count * side**2 for count, side in zip(boxes_per_cell, sizes, strict=True)]),
             partial(match, threshold=match_threshold),
             criterion,
             PostProcess(score_threshold, nms_threshold, detections_per_image, candidates_per_class),
@@ -211,12 +219,11 @@ class ExtraLayers(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.extra = nn.ModuleList()
-        self.sizes, self.out_channels = backbone.feature_sizes(size), list(backbone.out_channels)
-        while self.sizes[-1] > 1:
-            out_channels = channels[min(len(self.extra), len(channels) - 1)]
+        self.sizes, self.out_channels = down_to_one(backbone.feature_sizes(size)), list(backbone.out_channels)
+        for index in range(len(self.sizes) - len(self.out_channels)):
+            out_channels = channels[min(index, len(channels) - 1)]
             self.extra.append(layer(self.out_channels[-1], out_channels))
             self.out_channels.append(out_channels)
-            self.sizes.append(math.ceil(self.sizes[-1] / 2))
         for module in self.extra.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.03)  # Huang et al. 2017, supplement: SSD's initialisation
@@ -227,6 +234,18 @@ class ExtraLayers(nn.Module):
         for index, layer in enumerate(self.extra):
             last = features[f"extra.{index}"] = layer(last)
         return features
+
+
+def down_to_one(sizes: Sequence[int]) -> list[int]:
+    """The sides of maps, and of those that follow by halves until the last is 1x1.
+
+    >>> down_to_one([38, 19])
+    [38, 19, 10, 5, 3, 2, 1]
+    """
+    found = list(sizes)
+    while found[-1] > 1:
+        found.append(math.ceil(found[-1] / 2))
+    return found
 
 
 def default_boxes(

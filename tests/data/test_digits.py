@@ -1,7 +1,11 @@
+import os
+import stat
+
 import numpy as np
 import pytest
 
 from lit_detect import DigitsCOCO, DigitsVOC
+from lit_detect.data import digits
 from lit_detect.data.digits import IMAGES, SIDE, load_scans, write_digits
 
 SMALL = {"train": 12, "val": 6}
@@ -49,3 +53,15 @@ def test_all_1797_scans_are_there():
     assert (scans.min(), scans.max()) == (0, 1)
     assert np.bincount(digits).min() > 170
     assert set(IMAGES) == {"train", "val"}
+
+
+def test_what_is_in_the_cache_is_for_all_who_may_read_it(tmp_path, monkeypatch):
+    mask = os.umask(0o022)
+    try:
+        assert stat.S_IMODE(write_digits(str(tmp_path / "set"), {"train": 1, "val": 1}).stat().st_mode) == 0o755
+    finally:
+        os.umask(mask)
+    monkeypatch.setattr(digits, "draw_scene", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_digits(str(tmp_path / "other"), {"train": 1, "val": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
