@@ -3,10 +3,12 @@ import torch
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from lit_detect import SSD, VGG16, InputError, SSDLite, TorchvisionBackbone
+from lit_detect.models.pyramid import StridedMaps
 from lit_detect.models.ssd import SCALES, default_boxes
-from tests.conftest import TinyBackbone
+from tests.conftest import CLASSES, TinyBackbone
 from tests.models.parity import CLASSES_91, assert_parity
 
 LOSSES = {"class_loss": "classification", "box_loss": "bbox_regression"}
@@ -89,3 +91,27 @@ def test_boxes_of_a_bf16_run_are_within_half_a_pixel():
 def test_settings_that_do_not_fit_are_named(arguments, message):
     with pytest.raises(InputError, match=message):
         SSD(["a"], **{"scales": "coco", **arguments} if "backbone" not in arguments else {**arguments, "scales": [0.1] * 3})
+
+
+def test_a_pyramids_maps_are_the_same_in_training_and_in_evaluation():
+    """Batch norms of a map of 1x1 see eight values in training, and the pyramid would bring them to all maps."""
+    network = SSDLite(CLASSES, size=96, backbone=TinyBackbone(), scales="linear", fpn_channels=16).network
+    assert not [module for module in network.backbone.fpn.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    network.backbone.train().backbone.eval()
+    images = torch.rand(2, 3, 96, 96)
+    maps, again = network.backbone(images), network.backbone.eval()(images)
+    assert [one.shape[1:] for one in maps.values()][-1] == (16, 1, 1)
+    assert all(torch.equal(maps[name], again[name]) for name in maps)
+
+
+def test_coarser_maps_of_a_pyramid_are_retinanets():
+    theirs = LastLevelP6P7(8, 4)
+    ours = StridedMaps(8, 4, 2)
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    pyramid, maps = [torch.randn(2, 4, 9, 9)], [torch.randn(2, 8, 9, 9)]
+    expected, _ = theirs([*pyramid], maps, ["0"])
+    found, names = ours([*pyramid], maps, ["0"])
+    assert names == ["0", "coarser.0", "coarser.1"]
+    assert [one.shape[-1] for one in found] == [9, 5, 3]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert StridedMaps(8, 4, 0)([*pyramid], maps, ["0"]) == (pyramid, ["0"])
