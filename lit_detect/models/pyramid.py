@@ -56,10 +56,11 @@ class StridedMaps(ExtraFPNBlock):  # type: ignore[misc]
     def __init__(self, in_channels: int, out_channels: int, count: int) -> None:
         super().__init__()
         channels = [in_channels, *[out_channels] * count]
-        self.layers = nn.ModuleList(nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(channels))
-        for layer in self.layers:
+        layers = [nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(channels)]
+        for layer in layers:
             nn.init.kaiming_uniform_(layer.weight, a=1)  # as torchvision's pyramids have it
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # there is one
+        self.layers = nn.ModuleList(layers)
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
         last = x[-1]
