@@ -144,7 +144,7 @@ def test_a_config_is_torchvisions_detector(name, parser, monkeypatch):
     classes = [f"class {number}" for number in range(91 if name.startswith(("retinanet", "fcos")) else 90)]  # 0 is one of sigmoids
     monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *args, **kwargs: {})  # shapes are enough
     monkeypatch.setattr(nn.Module, "load_state_dict", lambda *args, **kwargs: None)
-    monkeypatch.setattr("lit_detect.detector.COCOMeanAveragePrecision", lambda classes: None)
+    monkeypatch.setattr("lit_detect.detector.metrics_of", lambda classes, other: [])
     with torch.device("meta"):
         reference = get_model(TORCHVISION[name], weights=None, weights_backbone=backbone["weights"], num_classes=91)
         network = build(parser, path, classes).model.network
