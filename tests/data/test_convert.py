@@ -288,8 +288,7 @@ def test_real_data_both_ways(shared, tmp_path):
         convert(str(tmp_path / name / "coco"), "voc", str(tmp_path / name / "voc"))
         convert(str(tmp_path / name / "voc"), "coco", str(tmp_path / name / "again"))
         trees = [
-            open_splits(str(path), "fix")
-            for path in (shared / "data" / data, *(tmp_path / name / form for form in ("coco", "voc", "again")))
+            open_splits(str(path)) for path in (shared / "data" / data, *(tmp_path / name / form for form in ("coco", "voc", "again")))
         ]
         for split in trees[0]:
             for before, after in pairwise(tree[split] for tree in trees):
