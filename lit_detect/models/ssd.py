@@ -41,7 +41,8 @@ class SSD(DenseDetector):
     """SSD over any feature extractor, with the paper's VGG16 as the default.
 
     Layers are added to the backbone's last map until it is 1x1 (section 2.1, "Multi-scale feature maps for detection"). They have
-    batch norms, which on a map of 1x1 need batches of two images or more in training; VGG16 has layers of its own, without norms.
+    batch norms, which on a map of 1x1 need batches of two images or more in training, and in small batches their statistics are
+    rough; VGG16 has layers of its own, without norms, and a pyramid (`fpn_channels`) has none either.
 
     Args:
         classes: see `Detector`.
