@@ -106,10 +106,12 @@ def with_data_of(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str
     >>> with_data_of({"data": {"folder": "cells", "batch_size": 4}}, {"data": {"val": "mine"}})
     {'data': {'batch_size': 4, 'val': 'mine'}}
     """
-    old, data = (config["data"] if isinstance(config.get("data"), dict) else {} for config in (below, above))
-    gone = {"folder", "on_invalid"} if {"train", "val", "test"} & {*data} else set()
-    gone |= {"zoom"} if isinstance(data.get("transforms"), list) else set()
-    whole: dict[str, Any] = laid_over({**below, "data": {key: old[key] for key in old if key not in gone}}, dict(above))
+    old, new = below.get("data"), above.get("data")
+    if isinstance(old, dict) and isinstance(new, dict):
+        gone = {"folder", "on_invalid"} if {"train", "val", "test"} & {*new} else set()
+        gone |= {"zoom"} if isinstance(new.get("transforms"), list) else set()
+        below = {**below, "data": {key: value for key, value in old.items() if key not in gone}}
+    whole: dict[str, Any] = laid_over(dict(below), dict(above))
     return whole
 
 
@@ -143,7 +145,7 @@ def read_models(shared: Mapping[str, Any], models: Mapping[str, Mapping[str, Any
             checkpoint = best_or_last(trained_in)
         if checkpoint is not None and not checkpoint.is_file():
             raise InputError(f"Expected a checkpoint of {name} at {checkpoint} but there is no such file.")
-        if not config["data"]:
+        if not isinstance(config.get("data"), dict):
             raise InputError(f"Expected data for {name}, in shared.data or in its own, but there is none.")
         if checkpoint is not None:
             runs.append(Run(name, folder_of(out, name), config, checkpoint, trained_in))

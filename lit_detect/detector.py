@@ -184,7 +184,8 @@ class Detector(LightningModule):
             self.backbone.load_weights()
         else:
             taken = start_from(self.network, self.init_from, self.classes, self.class_outputs())
-            (of_backbone,) = (f"{name}." for name, module in self.network.named_modules() if module is self.backbone)
+            backbone = self.backbone
+            (of_backbone,) = (f"{name}." for name, module in self.network.named_modules() if module is backbone)
             if not any(name.startswith(of_backbone) for name in taken):  # it would stay random, and perhaps frozen
                 raise InputError(f"Expected a detector over this backbone in {self.init_from} but none of its tensors fits the backbone.")
         self._weights_are_loaded = True

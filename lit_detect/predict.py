@@ -61,7 +61,7 @@ def predict(
     Raises:
         InputError: something that is no image, a file that cannot be read, or a class that the detector does not know.
     """
-    dataset = Concatenation([to_dataset(images)])  # which numbers the images: a data set's own ids may be any
+    dataset = Unlabelled(to_dataset(images))
     feed = Feed(dataset, skip_unreadable=skip_unreadable)
     loader = DataLoader(feed, batch_size, num_workers=num_workers, collate_fn=collate, worker_init_fn=start_worker)
     network = detector.network if tile is None else Tiled(detector.network, tile, overlap, whole, batch_size)
@@ -117,7 +117,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def to_dataset(images: Any) -> DetectionDataset:
     """A data set of whatever holds images: see `predict`."""
     if isinstance(images, DetectionDataset):
-        return Unlabelled(images)
+        return images
     if isinstance(images, str | Path):
         return to_predict(str(images))
     if isinstance(images, Image.Image) or (isinstance(images, np.ndarray | Tensor) and images.ndim <= 3):
@@ -132,7 +132,7 @@ def to_dataset(images: Any) -> DetectionDataset:
 
 
 class Unlabelled(DetectionDataset):
-    """The images of a data set without what there is to find, so that neither its classes nor its boxes matter."""
+    """The images of a data set by their numbers, so that neither its own ids nor its classes nor its boxes matter."""
 
     def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset

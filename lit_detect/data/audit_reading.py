@@ -115,7 +115,7 @@ class SplitContents:
             try:
                 name = f"{self.name} {len(self.data)}: {part.file_name(index)}"
                 image, target = part.open(index)
-                target = checked(target, image, name, len(part.classes))
+                target = checked(part, index, image, target)
             except Exception as error:  # whatever somebody's code raises is a fault of that image, and the others are still read
                 self.faults.report("image unreadable", name, f"image {index}", sentence(error))
                 continue

@@ -101,23 +101,24 @@ def of_sizes(areas: np.ndarray) -> dict[str, np.ndarray]:
     return {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}
 
 
-def checked(target: Target, image: ImageFile | DecodedImage, name: str, classes: int) -> Fields:
-    """A target as arrays, its boxes clipped to the image of this name.
+def checked(dataset: DetectionDataset, index: int, image: ImageFile | DecodedImage, target: Target) -> Fields:
+    """A data set's target as arrays, its boxes clipped to the image.
 
     Raises:
         InputError: boxes without area in the image, labels that stand for no class, or another number of values than of boxes.
     """
-    fields = {name: np.asarray(value) for name, value in target.items()}
+    fields = {name: np.asarray(value) for name, value in {"image_id": index, **target}.items()}
+    classes = len(dataset.classes)
     boxes, labels = fields["boxes"].reshape(-1, 4), fields["labels"].astype(np.int64)
     for field in ("labels", *FIELDS):
         if field in fields and fields[field].shape != (len(boxes),):
-            raise InputError(f"Expected {field} for {len(boxes)} boxes of {name} but got {np.size(fields[field])}.")
+            raise InputError(f"Expected {field} for {len(boxes)} boxes of {dataset.file_name(index)} but got {np.size(fields[field])}.")
     clipped = boxes.astype(np.float64).clip(0, [image.width, image.height] * 2).astype(np.float32)
     wrong = ~(clipped[:, 2:] > clipped[:, :2]).all(axis=1) | (labels < 1) | (labels > classes)
     if wrong.any():
         raise InputError(
-            f"Expected boxes inside the {image.width} x {image.height} pixels of {name}, and labels 1 to {classes}, but got "
-            f"{boxes[wrong][0].tolist()} with label {labels[wrong][0]}."
+            f"Expected boxes inside the {image.width} x {image.height} pixels of {dataset.file_name(index)}, and labels 1 to {classes}, "
+            f"but got {boxes[wrong][0].tolist()} with label {labels[wrong][0]}."
         )
     types = {field: fields[field].astype(dtype) for field, dtype in FIELDS.items() if field in fields}
     return {**fields, **types, "boxes": clipped, "labels": labels}

@@ -91,14 +91,13 @@ class Feed(Dataset[Sample]):
         epoch, position = key if isinstance(key, tuple) else (0, key)
         if position >= len(self):
             raise IndexError(position)  # so that a loop over a feed ends
-        tries = MOST_IN_A_ROW if self.skip_unreadable and self.train else 1
-        for offset in range(tries):
-            index = self.indices[(position + offset) % len(self)]
+        following = self._following(position)
+        for number, index in enumerate(following, start=1):
             try:
                 image, fields = self._read(index, np.random.default_rng([self.seed, epoch, index]))
                 break
             except UnreadableError as unreadable:
-                if not self.skip_unreadable or (self.train and offset + 1 == tries):
+                if not self.skip_unreadable or (self.train and number == len(following)):
                     raise unreadable.error from None
                 self._skip(unreadable.index, unreadable.error)  # which in a mosaic may be another's
         else:
@@ -156,7 +155,7 @@ class Feed(Dataset[Sample]):
             raise UnreadableError(index, error) from error
         if isinstance(source, DecodedImage):
             self._check_pixels(source.pixels, index)
-        fields = checked({"image_id": index, **target}, source, self.dataset.file_name(index), len(self.dataset.classes))
+        fields = checked(self.dataset, index, source, target)
         if self.train and "iscrowd" in fields:
             fields = take(fields, np.flatnonzero(fields["iscrowd"] == 0))
         return source, fields
@@ -168,9 +167,14 @@ class Feed(Dataset[Sample]):
         except InputError as error:
             raise UnreadableError(index, error) from error
 
+    def _following(self, position: int) -> list[int]:
+        """The data set's image at a position, and those that are taken in its place if it cannot be read."""
+        tries = MOST_IN_A_ROW if self.skip_unreadable and self.train else 1
+        return [self.indices[(position + offset) % len(self)] for offset in range(tries)]
+
     def image_at(self, position: int) -> int:
         """The data set's image that is taken at a position: where it was found unreadable, one of the next."""
-        following = [self.indices[(position + offset) % len(self)] for offset in range(MOST_IN_A_ROW)]
+        following = self._following(position)
         return next((index for index in following if not (len(self.unreadable) and self.unreadable[index])), following[0])
 
     def _check_pixels(self, image: np.ndarray, index: int) -> None:
