@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelP6P7
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from lit_detect.errors import InputError
 from lit_detect.models.backbones import Backbone
@@ -48,13 +48,15 @@ class StridedMaps(ExtraFPNBlock):  # type: ignore[misc]
     """Coarser maps after a pyramid's last, by strided convolutions: RetinaNet, section 4, footnote 2, but as many as are asked for.
 
     Args:
-        in_channels: of the backbone's last map, which they start from.
+        in_channels: of the map that they start from.
         out_channels: of each map.
         count: of maps.
+        from_pyramid: start from the pyramid's last map; by default from the backbone's.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, count: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, count: int, from_pyramid: bool = False) -> None:
         super().__init__()
+        self.from_pyramid = from_pyramid
         channels = [in_channels, *[out_channels] * count]
         layers = [nn.Conv2d(before, after, 3, stride=2, padding=1) for before, after in pairwise(channels)]
         for layer in layers:
@@ -63,7 +65,7 @@ class StridedMaps(ExtraFPNBlock):  # type: ignore[misc]
         self.layers = nn.ModuleList(layers)
 
     def forward(self, results: list[Tensor], x: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        last = x[-1]
+        last = results[-1] if self.from_pyramid else x[-1]
         for index, layer in enumerate(self.layers):
             last = layer(last if index == 0 else last.relu())
             results.append(last)
@@ -81,8 +83,8 @@ def dense_pyramid(backbone: Backbone, out_channels: int, p6_from: str) -> tuple[
 
     Beyond the backbone's maps it has P6 and P7, by strided convolutions on ``c5`` (the paper) or ``p5`` (FCOS).
     """
-    coarser = LastLevelP6P7(backbone.out_channels[-1] if p6_from == "c5" else out_channels, out_channels)
-    coarser.use_P5 = p6_from == "p5"  # torchvision goes by the channels, which can be equal
+    from_pyramid = p6_from == "p5"
+    coarser = StridedMaps(out_channels if from_pyramid else backbone.out_channels[-1], out_channels, 2, from_pyramid)
     of_maps = strides(backbone)
     return FeaturePyramid(backbone, backbone.out_channels, out_channels, coarser), [*of_maps, 2 * of_maps[-1], 4 * of_maps[-1]]
 

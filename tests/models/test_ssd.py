@@ -104,9 +104,11 @@ def test_a_pyramids_maps_are_the_same_in_training_and_in_evaluation():
     assert all(torch.equal(maps[name], again[name]) for name in maps)
 
 
-def test_coarser_maps_of_a_pyramid_are_retinanets():
-    theirs = LastLevelP6P7(8, 4)
-    ours = StridedMaps(8, 4, 2)
+@pytest.mark.parametrize("from_pyramid", [False, True])
+def test_coarser_maps_of_a_pyramid_are_retinanets(from_pyramid):
+    theirs = LastLevelP6P7(4 if from_pyramid else 8, 4)
+    assert theirs.use_P5 is from_pyramid
+    ours = StridedMaps(4 if from_pyramid else 8, 4, 2, from_pyramid)
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
     pyramid, maps = [torch.randn(2, 4, 9, 9)], [torch.randn(2, 8, 9, 9)]
     expected, _ = theirs([*pyramid], maps, ["0"])
