@@ -35,6 +35,9 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the processes that tests start
 
+# processes are forked by a server that has the imports and no threads; forked from a test they could wait for ever for a lock of its threads
+torch.multiprocessing.set_forkserver_preload(["tests.data.test_download", "tests.test_losses", "tests.test_metrics", "tests.test_ranks"])
+
 SHARED = Path(os.environ.get("LIT_DETECT_SHARED", Path(__file__).parents[2] / "shared"))
 CLASSES = ["cat", "dog", "horse"]
 

@@ -217,6 +217,6 @@ def divisors(rank, path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="to start afresh takes each process many seconds")
 def test_processes_divide_by_the_mean_of_their_counts_when_they_train(tmp_path):
-    torch.multiprocessing.start_processes(divisors, (tmp_path,), nprocs=2, start_method="fork")
+    torch.multiprocessing.start_processes(divisors, (tmp_path,), nprocs=2, start_method="forkserver")
     assert torch.load(tmp_path / "0.pt") == [2.5, 0.5, 1.5, 5, 1, 1]
     assert torch.load(tmp_path / "1.pt") == [2.5, 0.5, 1.5, 1, 1, 2]

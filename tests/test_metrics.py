@@ -339,7 +339,7 @@ SHARES = ([[0, 2, 4, 6, 8, 10, 1], [11, 9, 7, 5, 3, 1, 0, 2, 4]], [list(range(12
 
 def compute_shares(rank, path):
     """A process of two: for each of the ways to share the images, the numbers it computes of all, and how many it has afterwards."""
-    torch.set_num_threads(1)  # as a DataLoader's workers: a process that is forked cannot use the threads of the other
+    torch.set_num_threads(1)  # as a DataLoader's workers
     torch.distributed.init_process_group("gloo", init_method=f"file://{path}/store", rank=rank, world_size=2)
     images = random_images(3, 12, 3, 20)
     results = []
@@ -355,7 +355,7 @@ def compute_shares(rank, path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="to start afresh takes each process many seconds")
 def test_processes_with_other_images_or_none_compute_the_numbers_of_one(tmp_path):
-    processes = torch.multiprocessing.start_processes(compute_shares, (tmp_path,), nprocs=2, join=False, start_method="fork")
+    processes = torch.multiprocessing.start_processes(compute_shares, (tmp_path,), nprocs=2, join=False, start_method="forkserver")
     deadline = time.monotonic() + 120
     while not processes.join(timeout=5):
         assert time.monotonic() < deadline

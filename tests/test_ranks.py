@@ -43,7 +43,7 @@ def in_processes(count, function, folder):
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     run = functools.partial(as_rank, count=count, function=function, folder=folder, address=address)
-    processes = torch.multiprocessing.start_processes(run, nprocs=count, join=False, start_method="fork")
+    processes = torch.multiprocessing.start_processes(run, nprocs=count, join=False, start_method="forkserver")
     deadline = time.monotonic() + 300
     while not processes.join(timeout=5):
         assert time.monotonic() < deadline
@@ -51,7 +51,7 @@ def in_processes(count, function, folder):
 
 
 def as_rank(rank, count, function, folder, address):
-    torch.set_num_threads(1)  # as a DataLoader's workers: a process that is forked cannot use the threads of the other
+    torch.set_num_threads(1)  # as a DataLoader's workers
     os.environ.update(address, LOCAL_RANK=str(rank), NODE_RANK="0")
     torch.save(function(rank, count, folder), folder / f"{count}_{rank}.pt")
     if torch.distributed.is_initialized():

@@ -244,7 +244,7 @@ def read(root, archives, ready, lengths):
 
 
 def test_two_processes_at_once_fetch_once(coco_server, tmp_path):
-    context = multiprocessing.get_context("fork")  # another way would import everything again
+    context = multiprocessing.get_context("forkserver")
     ready, lengths = context.Barrier(2), context.Queue()
     arguments = (tmp_path / "coco", dict(COCO_ARCHIVES), ready, lengths)
     processes = [context.Process(target=read, args=arguments) for _ in range(2)]
