@@ -35,7 +35,7 @@ if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(threads)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the processes that tests start
 
-# processes are forked by a server that has the imports and no threads; forked from a test they could wait for ever for a lock of its threads
+# processes are forked by a server without threads: forked from a test they could wait for ever for a lock that its threads held
 torch.multiprocessing.set_forkserver_preload(["tests.data.test_download", "tests.test_losses", "tests.test_metrics", "tests.test_ranks"])
 
 SHARED = Path(os.environ.get("LIT_DETECT_SHARED", Path(__file__).parents[2] / "shared"))

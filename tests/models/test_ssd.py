@@ -1,13 +1,10 @@
 import pytest
 import torch
 from torchvision.models.detection import ssd300_vgg16, ssdlite320_mobilenet_v3_large
-from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
-from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from lit_detect import SSD, VGG16, InputError, SSDLite, TorchvisionBackbone
 from lit_detect.models.pyramid import StridedMaps
-from lit_detect.models.ssd import SCALES, default_boxes
 from tests.conftest import CLASSES, TinyBackbone
 from tests.models.parity import CLASSES_91, assert_parity
 
@@ -35,16 +32,6 @@ def test_the_papers_maps_and_number_of_default_boxes(size, boxes, maps):
     features = detector.network.backbone.eval()(torch.zeros(1, 3, size, size))
     assert [feature.shape[-1] for feature in features.values()] == maps
     assert len(detector.network.anchors.boxes) == boxes
-
-
-@pytest.mark.parametrize("scales", ["voc", "coco"])
-def test_default_boxes_are_torchvisions(scales):
-    ratios = [[2.0], [2.0, 3.0], [2.0, 3.0], [2.0, 3.0], [2.0], [2.0]]
-    maps = [38, 19, 10, 5, 3, 1]
-    generator = DefaultBoxGenerator(ratios, scales=list(SCALES[scales, 6]), steps=[8, 16, 32, 64, 100, 300])
-    images = ImageList(torch.zeros(1, 3, 300, 300), [(300, 300)])
-    expected = generator(images, [torch.zeros(1, 1, side, side) for side in maps])[0]
-    torch.testing.assert_close(default_boxes(300, maps, scales, ratios), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
