@@ -1,4 +1,5 @@
 import shutil
+from functools import partialmethod
 
 import pytest
 import torch
@@ -259,8 +260,10 @@ def test_a_part_that_forgets_its_arguments_is_named():
         SSD(CLASSES, size=96, backbone=Forgetful())
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_run_ends_with_a_checkpoint_that_any_run_loads(tmp_path):
+def test_a_compiled_run_ends_with_a_checkpoint_that_any_run_loads(tmp_path, monkeypatch, backend):
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
     detector = build(compile=True)
     run = trainer(tmp_path, max_steps=2)
     run.fit(detector, loader())
