@@ -21,14 +21,16 @@ def with_csv_file(asked: Logger | Iterable[Logger] | bool | None, folder: Path |
     The first logger's folder is the run's. TensorBoard's is kept, so that its events and the CSV file lie side by side.
 
     Args:
-        asked: what ``trainer.logger`` says; False or an empty list for none at all.
+        asked: what ``trainer.logger`` says; False or an empty list for none at all. Of several CSV files the last, which was asked for
+            beside those of a config.
         folder: where runs get a folder each, ``lightning_logs/version_0`` and so on.
     """
     if asked is False or asked == []:
         return []
     loggers = [] if asked is None or asked is True else [asked] if isinstance(asked, Logger) else list(asked)
-    if any(isinstance(logger, CSVLogger) for logger in loggers):
-        return sorted(loggers, key=lambda logger: not isinstance(logger, CSVLogger))
+    of_csv = [logger for logger in loggers if isinstance(logger, CSVLogger)]
+    if of_csv:
+        return [of_csv[-1], *(logger for logger in loggers if logger not in of_csv)]
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             return [CSVLogger(logger.save_dir, logger.name, logger.version), *loggers]

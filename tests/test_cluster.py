@@ -108,6 +108,11 @@ def slurm(digits):
     for name, program in (("srun", SRUN), ("scontrol", SCONTROL)):
         (digits / name).write_text(program)
         (digits / name).chmod(0o755)
+    config = yaml.safe_load((digits / "config.yaml").read_text())
+    other = str(digits / "other")  # all that the config of an earlier run says; the job's own counts
+    config["trainer"] |= {"devices": 3, "logger": [{"class_path": "CSVLogger", "init_args": {"save_dir": other}}]}
+    config |= {"ckpt_path": None, "checkpoint": {"dirpath": other}}
+    (digits / "config.yaml").write_text(yaml.safe_dump(config))
     lines = ["--trainer.max_epochs=2", "--trainer.callbacks=tests.test_cluster.TimeLimit", "--trainer.log_every_n_steps=1"]
 
     def start(job, **more):
@@ -135,6 +140,8 @@ def assert_requeued(status, out, digits):
 def test_a_slurm_job_that_reaches_its_time_limit_is_saved_and_queued_again(slurm, digits):
     assert_requeued(*slurm("7"), digits)
     assert torch.load(digits / "runs" / "7" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 6
+    assert all((digits / "runs" / "7" / name).is_file() for name in ("config.yaml", "metrics.csv"))
+    assert not (digits / "other").exists()
 
 
 @pytest.mark.slow

@@ -251,6 +251,7 @@ def test_no_logger_stays_none_and_a_csv_file_that_is_asked_for_is_the_only_one(t
     assert with_csv_file(False, tmp_path) == with_csv_file([], tmp_path) == []
     own = CSVLogger(tmp_path / "own")
     assert with_csv_file(own, tmp_path) == with_csv_file([own], tmp_path) == [own]
+    assert with_csv_file([CSVLogger(tmp_path / "of a config"), own], tmp_path) == [own]
     for asked in (None, True):
         (logger,) = with_csv_file(asked, tmp_path)
         assert (logger.save_dir, logger.name) == (str(tmp_path), "lightning_logs")
