@@ -70,6 +70,8 @@ def audit(data: str, out: str = "audit", workers: int = 8) -> None:
         raise InputError(f"Expected at least 1 worker but got {workers}.")
     console = Console(markup=False, emoji=False, highlight=False)  # names in data sets may look like markup
     datasets = open_splits(data)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
     bars = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bars, console=console) as progress:
         classes, splits = read_splits(datasets, progress)
@@ -90,8 +92,6 @@ def audit(data: str, out: str = "audit", workers: int = 8) -> None:
         **listed(findings),
         "remarks": remarks,
     }
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "audit.json").write_text(json.dumps(report, indent=1))
     draw_page(folder / "audit.png", report, everything, overlaps)
     print_tables(console, report, folder)

@@ -157,7 +157,7 @@ class Feed(Dataset[Sample]):
             self._check_pixels(source.pixels, index)
         fields = checked(self.dataset, index, source, target)
         if self.train and "iscrowd" in fields:
-            fields = take(fields, np.flatnonzero(fields["iscrowd"] == 0))
+            fields = take(fields, np.flatnonzero(fields.pop("iscrowd") == 0))
         return source, fields
 
     def _decode(self, index: int, image: ImageFile | DecodedImage, reduction: int = 1) -> np.ndarray:

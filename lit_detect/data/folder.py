@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_detect.data.dataset import DetectionDataset, Target, nothing_to_find
-from lit_detect.data.images import IMAGE_SUFFIXES, read_header, read_image
+from lit_detect.data.images import IMAGE_SUFFIXES, images_below, read_header, read_image
 from lit_detect.data.video import VIDEO_SUFFIXES, Video
 from lit_detect.errors import InputError
 
@@ -34,7 +34,7 @@ class ImageFolder(DetectionDataset):
         """The image files, sorted."""
         if self.path.is_file():
             return [self.path]
-        files = sorted(file for file in self.path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        files = images_below(self.path)
         if not files:
             raise InputError(f"Expected images to predict on in {self.path} but found none ({', '.join(IMAGE_SUFFIXES)}).")
         return files

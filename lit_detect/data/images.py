@@ -12,7 +12,7 @@ from PIL import Image
 
 from lit_detect.errors import InputError
 
-__all__ = ["IMAGE_SUFFIXES", "MOST_PIXELS", "ImageFile", "ImageHeader", "inside", "read_header", "read_image"]
+__all__ = ["IMAGE_SUFFIXES", "MOST_PIXELS", "ImageFile", "ImageHeader", "images_below", "inside", "read_header", "read_image"]
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MOST_PIXELS = 178_956_970  # an image that declares more is refused before it is decoded (Pillow's limit); a camera's have a fifth of that
@@ -150,6 +150,19 @@ def read_image(path: Path, rotate: bool = False, reduction: int = 1) -> np.ndarr
     if image is None:
         raise InputError(f"Expected an image but {path} ({len(data)} bytes) cannot be decoded.")
     return image
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The image files of a folder and of those in it, at any depth, sorted; links to folders are followed, each folder once."""
+    found, seen = list[Path](), set[str]()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        found += [path for path in map(Path(parent).joinpath, files) if path.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(found)
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lit_detect.errors import InputError
 
 __all__ = ["open_splits", "splits_to_train"]
 
+log = logging.getLogger(__name__)
 LOOKED_FOR = (
     "a VOC folder (Annotations, ImageSets/Main), a COCO folder (annotations/instances_*.json or */_annotations.coco.json), "
     "a YOLO folder (data.yaml), a COCO json, a YOLO data.yaml or a training's config"
@@ -40,7 +42,9 @@ def open_splits(data: str) -> dict[str, DetectionDataset]:
     if not path.is_file():
         raise InputError(f"Expected {LOOKED_FOR} but there is no {path}.")
     if path.suffix == ".json":
-        return {split_of(path): COCODetection(str(images_of(path)), str(path))}
+        if (images := images_of(path)) is None:
+            raise no_images(path)
+        return {split_of(path): COCODetection(str(images), str(path))}
     if path.suffix not in (".yaml", ".yml"):
         raise InputError(f"Expected {LOOKED_FOR} but got {path}.")
     if not isinstance(read_yaml(path).get("data"), dict):
@@ -114,10 +118,16 @@ def of_one_class(file: Path) -> bool:
 
 
 def coco_splits(root: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:
-    """The annotation files of a COCO folder."""
-    files = sorted((root / "annotations").glob("instances_*.json"))
-    if files:
-        return {split_of(file): COCODetection(str(images_of(file)), str(file), on_invalid) for file in files}
+    """The annotation files of a COCO folder; those whose images are not there are left out, if there are others."""
+    images = {file: images_of(file) for file in sorted((root / "annotations").glob("instances_*.json"))}
+    found = {split_of(file): COCODetection(str(folder), str(file), on_invalid) for file, folder in images.items() if folder}
+    missing = [no_images(file) for file, folder in images.items() if not folder]
+    if missing and not found:
+        raise missing[0]
+    for reason in missing:
+        log.warning("A split is left out. %s", reason)
+    if found:
+        return {**found}
     exported = sorted(root.glob("*/_annotations.coco.json"))  # Roboflow's: a folder for each split, with its images
     return {file.parent.name: COCODetection(str(file.parent), str(file), on_invalid) for file in exported}
 
@@ -131,17 +141,25 @@ def split_of(file: Path) -> str:
     return file.stem.removeprefix("instances_")
 
 
-def images_of(file: Path) -> Path:
-    """The folder of the images that an annotation file is of."""
+def image_folders(file: Path) -> list[Path]:
+    """Where the images of an annotation file may be."""
     split = split_of(file)
     root = file.parent.parent if file.parent.name == "annotations" else file.parent
-    folders = [root / split, root / "images" / split, root / "images", root / "JPEGImages"]
-    found = next((folder for folder in folders if folder.is_dir()), None)
+    return [root / split, root / "images" / split, root / "images", root / "JPEGImages"]
+
+
+def images_of(file: Path) -> Path | None:
+    """The folder of the images that an annotation file is of, if there is one."""
+    found = next((folder for folder in image_folders(file) if folder.is_dir()), None)
     if found is None and any(other.suffix.lower() in IMAGE_SUFFIXES for other in file.parent.iterdir()):
         found = file.parent  # Roboflow's exports have both in one folder
-    if found is None:
-        raise InputError(f"Expected the images of {file} in one of {', '.join(map(str, folders))} but there is none of these folders.")
     return found
+
+
+def no_images(file: Path) -> InputError:
+    """What is wrong where `images_of` finds none."""
+    folders = ", ".join(map(str, image_folders(file)))
+    return InputError(f"Expected the images of {file} in one of {folders} but there is none of these folders.")
 
 
 def yolo_splits(root: Path, on_invalid: OnInvalid) -> dict[str, DetectionDataset]:

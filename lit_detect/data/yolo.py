@@ -15,7 +15,7 @@ import yaml
 
 from lit_detect.data.annotated import AnnotatedImages, Record, listed_once
 from lit_detect.data.faults import Fault, Faults, OnInvalid
-from lit_detect.data.images import IMAGE_SUFFIXES, inside
+from lit_detect.data.images import images_below, inside
 from lit_detect.data.voc import number
 from lit_detect.errors import InputError
 
@@ -118,8 +118,7 @@ class YOLODetection(AnnotatedImages):
             name = name[3:]  # Roboflow's exports say ../train/images for train/images
         path = inside(self.root, name)
         if os.path.isdir(path):
-            files = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
-            names = sorted(file.relative_to(self.root).as_posix() for file in files)
+            names = sorted(file.relative_to(self.root).as_posix() for file in images_below(path))
         else:
             try:
                 lines = path.read_text(encoding="utf-8-sig").split("\n")

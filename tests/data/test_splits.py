@@ -92,6 +92,20 @@ def test_images_beside_a_coco_file_and_nowhere(coco_files, tmp_path):
         open_splits(str(tmp_path / "alone/some.json"))
 
 
+def test_a_coco_split_without_its_images_does_not_keep_the_others_away(coco_files, tmp_path, caplog):
+    images, path = coco_files
+    folder = tmp_path / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        shutil.copy(path, folder / f"annotations/instances_{split}.json")
+    with pytest.raises(InputError, match=r"Expected the images of .*instances_train2017\.json in one of"):
+        open_splits(str(folder))
+    shutil.copytree(images, folder / "val2017")
+    assert [*open_splits(str(folder))] == ["val2017"]
+    assert "A split is left out. Expected the images of" in caplog.text
+    assert "instances_train2017.json in one of" in caplog.text
+
+
 def test_a_folder_of_roboflows(coco_files, tmp_path):
     images, path = coco_files
     for split in ("train", "valid"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-from lit_detect import InputError, YOLODetection
+from lit_detect import ImageFolder, InputError, YOLODetection
 from lit_detect.data.yolo import read_yaml
 
 ANY_TEXT = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -110,6 +110,20 @@ def test_lists_of_images_and_folders(root):
     assert data.contents.faults.counts()["listed twice"] == 1
     data = dataset(root, "val")
     assert [Path(data.file_name(index)).name for index in range(len(data))] == ["c.png", "a.jpg", "b.jpg"]
+
+
+def test_links_to_folders_are_followed_and_those_that_lead_out_are_faults(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (root / "images/train/sub").rename(root / "store")
+    (root / "images/train/sub").symlink_to(root / "store")
+    (root / "images/train/loop").symlink_to(root / "images")
+    assert [Path(name).name for name in map(dataset(root).file_name, range(3))] == ["a.jpg", "b.jpg", "c.png"]
+    assert len(ImageFolder(str(root / "images"))) == 3
+    (root / "store/c.png").rename(elsewhere / "c.png")
+    (root / "images/train/sub").unlink()
+    (root / "images/train/sub").symlink_to(elsewhere)
+    with pytest.raises(InputError, match=r"1 x name leaves the folder: .*sub/c\.png' leads out of it"):
+        len(dataset(root))
 
 
 def test_a_path_absolute_or_from_the_files_folder(root, monkeypatch):
