@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OneCycle", "rate_shares", "schedulers", "set_highest_rate", "step_plateaus"]
 
+log = logging.getLogger(__name__)
 NEVER = sys.maxsize  # the frequency of schedulers that Lightning is not to step
 
 
@@ -42,7 +44,24 @@ class OneCycle:
     def __call__(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
         """The scheduler for an optimizer and the number of its steps in the run."""
         peaks = [group["lr"] for group in optimizer.param_groups]
-        return OneCycleLR(optimizer, max_lr=peaks, total_steps=total_steps, **vars(self))
+        return OfThisLength(optimizer, max_lr=peaks, total_steps=total_steps, **vars(self))
+
+
+class OfThisLength(OneCycleLR):
+    """A cycle over this training, also where it goes on with one that was to be shorter or longer: torch's would end as that one."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        planned = state_dict["total_steps"]
+        if planned != self.total_steps:
+            log.info("OneCycle goes on at step %d of %d, which were to be %d.", state_dict["last_epoch"], self.total_steps, planned)
+        super().load_state_dict({**state_dict, "total_steps": self.total_steps, "_schedule_phases": self._schedule_phases})
+
+    def step(self, epoch: int | None = None) -> None:
+        """The next rate; the last one stays, should there be more steps, as of an epoch that goes on in batches of another size."""
+        if self.last_epoch < self.total_steps - 1:
+            super().step()
+        else:
+            self.last_epoch += 1
 
 
 def rate_shares(optimizer: Optimizer) -> list[float]:
@@ -61,7 +80,8 @@ def schedulers(detector: Detector, optimizer: Optimizer) -> list[dict[str, Any]]
     """The schedulers that a detector was asked for, as Lightning takes them.
 
     Raises:
-        InputError: a `ReduceLROnPlateau` that waits for AP to fall, or a warm-up before `OneCycle`, or that in a training without end.
+        InputError: a `ReduceLROnPlateau` that waits for AP to fall or steps within epochs, or a warm-up before `OneCycle`, or that in a
+            training without end.
     """
     asked, found = detector.lr_scheduler, list[dict[str, Any]]()
     if isinstance(asked, OneCycle):
@@ -74,11 +94,13 @@ def schedulers(detector: Detector, optimizer: Optimizer) -> list[dict[str, Any]]
             )
         found.append({"scheduler": asked(optimizer, int(steps)), "interval": "step"})
     elif asked is not None:
-        scheduler, monitor = asked(optimizer), detector.lr_monitor
-        if isinstance(scheduler, ReduceLROnPlateau) and scheduler.mode == "min" and "loss" not in monitor:
-            raise InputError(f"Expected ReduceLROnPlateau with mode: max for {monitor}, which grows, but got mode: min.")
-        frequency = NEVER if isinstance(scheduler, ReduceLROnPlateau) else 1  # see `step_plateaus`
-        found.append({"scheduler": scheduler, "interval": detector.lr_interval, "monitor": monitor, "frequency": frequency})
+        scheduler = asked(optimizer)
+        entry: dict[str, Any] = {"scheduler": scheduler, "interval": detector.lr_interval}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            monitor = getattr(scheduler, "monitor", None) or detector.lr_monitor  # Lightning's has its own
+            check_plateau(scheduler, monitor, detector)
+            entry |= {"monitor": monitor, "frequency": NEVER}  # see `step_plateaus`
+        found.append(entry)
     if detector.warmup_steps:
         # LinearLR multiplies whatever rate there is, so it goes with any other scheduler that does
         warmup = LinearLR(optimizer, start_factor=detector.warmup_start, total_iters=detector.warmup_steps)
@@ -86,8 +108,20 @@ def schedulers(detector: Detector, optimizer: Optimizer) -> list[dict[str, Any]]
     return found
 
 
+def check_plateau(scheduler: ReduceLROnPlateau, monitor: str, detector: Detector) -> None:
+    """Refuse what would never lower the rate, or always."""
+    if scheduler.mode == "min" and "loss" not in monitor:
+        raise InputError(f"Expected ReduceLROnPlateau with mode: max for {monitor}, which grows, but got mode: min.")
+    if detector.lr_interval != "epoch":
+        raise InputError(f"Expected lr_interval: epoch with ReduceLROnPlateau, which counts epochs, but got {detector.lr_interval}.")
+    if monitor.startswith("val/") and getattr(detector._trainer, "check_val_every_n_epoch", 1) is None:
+        raise InputError(
+            f"Expected check_val_every_n_epoch as a number with ReduceLROnPlateau on {monitor}, so that the epochs that it counts validate."
+        )
+
+
 def step_plateaus(trainer: Trainer) -> None:
-    """Tell each `ReduceLROnPlateau` what it watches, at the end of an epoch.
+    """Tell each `ReduceLROnPlateau` what it watches, at the end of an epoch: the mean over ranks, so that all go on alike.
 
     Lightning does it once the epoch's checkpoint is saved, and not in an epoch that a training goes on in: what was seen would be lost.
 
@@ -95,11 +129,16 @@ def step_plateaus(trainer: Trainer) -> None:
         InputError: what it watches was not logged.
     """
     every = trainer.check_val_every_n_epoch or 1
-    validated = (trainer.current_epoch + 1) % every == 0
+    waits = (trainer.current_epoch + 1) % every > 0
+    if trainer.enable_validation and not any(name.startswith("val/") for name in trainer.callback_metrics):
+        waits = True  # max_steps ended the first epoch before its validation
     for config in trainer.lr_scheduler_configs:
-        if config.reduce_on_plateau and config.frequency == NEVER and (validated or not str(config.monitor).startswith("val/")):
-            value = trainer.callback_metrics.get(str(config.monitor))
-            if value is None:
-                logged = ", ".join(sorted(trainer.callback_metrics))
-                raise InputError(f"Expected {config.monitor}, which ReduceLROnPlateau watches, but what was logged is {logged}.")
-            config.scheduler.step(float(value))  # type: ignore[arg-type]
+        monitor = str(config.monitor)
+        if not config.reduce_on_plateau or config.frequency != NEVER or (waits and monitor.startswith("val/")):
+            continue
+        value = trainer.callback_metrics.get(monitor)
+        if value is None:
+            logged = ", ".join(sorted(trainer.callback_metrics))
+            raise InputError(f"Expected {monitor}, which ReduceLROnPlateau watches, but what was logged is {logged}.")
+        mean = trainer.strategy.reduce(value.to(trainer.strategy.root_device), reduce_op="mean")
+        config.scheduler.step(float(mean))  # type: ignore[arg-type]

@@ -264,6 +264,7 @@ class ReportTrial(Callback):
     def __init__(self, storage: str, trial: int, startup_trials: int, warmup_epochs: int) -> None:
         self.storage, self.trial, self.startup_trials, self.warmup_epochs = storage, trial, startup_trials, warmup_epochs
         self.parent = os.getppid()
+        self.best: float | None = None  # of the validations since the last report
 
     @cached_property
     def study(self) -> Study:
@@ -278,9 +279,22 @@ class ReportTrial(Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or METRIC not in trainer.callback_metrics:
             return
         value = float(trainer.callback_metrics[METRIC])
-        hopeless = trainer.is_global_zero and self.report(value, trainer.current_epoch)
+        self.best = value if self.best is None else max(self.best, value)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.best is None:
+            return
+        hopeless = trainer.is_global_zero and self.report(self.best, trainer.current_epoch)
+        self.best = None
         if trainer.strategy.broadcast(hopeless):
             trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a trial needs that goes on between a validation and the epoch's end."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
 
     def report(self, value: float, epoch: int) -> bool:
         """Tell the study, and ask whether to prune."""

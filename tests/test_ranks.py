@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from lit_detect import (
@@ -211,6 +212,25 @@ def rate(folder, count, accumulated=1, **kwargs):
     return seen[0], seen[-1]
 
 
+def plateau(rank, count):
+    """The learning rate after three epochs, in which the loss of the first rank falls and that of the second rises by more."""
+    detector = small_ssd(
+        ["a", "b", "c"],
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1e-3),
+        lr_scheduler=lambda optimizer: ReduceLROnPlateau(optimizer, patience=0),
+        lr_monitor="own_loss",
+    )
+
+    class Loss(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            pl_module.log("own_loss", (2.0 if rank else -1.0) * trainer.current_epoch)
+
+    images, targets = random_batch([(96, 96)] * 2, [1] * 2)
+    loader = DataLoader(list(zip(images, targets, strict=True)), batch_size=2, collate_fn=collate)
+    trainer(count, use_distributed_sampler=False, max_epochs=3, callbacks=[Loss()]).fit(detector, loader)
+    return detector.optimizers().param_groups[0]["lr"]
+
+
 def command(folder, count, verb, *args):
     """The real command line, in this process."""
     (folder / f"run{count}").mkdir(exist_ok=True)
@@ -228,6 +248,7 @@ def train(rank, count, folder):
         "steps": {name: step(name, rank, count) for name in STEPPED},  # first, since it starts the group of processes
         "rates": {base: rate(folder, count, base_batch_size=base) for base in (None, 2, 8)},
         "accumulated": rate(folder, count, accumulated=2, base_batch_size=4),
+        "plateau": plateau(rank, count),
     }
     if count > 1:
         found["without boxes"] = {(name, empty): no_boxes(name, rank, empty) for name in DETECTORS for empty in ((0,), (0, 1))}
@@ -248,6 +269,11 @@ def test_a_step_of_two_ranks_is_that_of_one_with_all_their_images(trained, name)
     difference = max(float((first[key] - change).abs().max()) for key, change in alone.items())
     assert difference < 1e-5 * scale
     assert sum(bool(change.any()) for change in alone.values()) > 10
+
+
+def test_a_plateau_is_one_of_all_ranks(trained):
+    assert trained[1][0]["plateau"] == 1e-3
+    assert [found["plateau"] for found in trained[2]] == [pytest.approx(1e-5)] * 2
 
 
 def test_no_gradient_is_missing_when_some_ranks_or_all_have_no_boxes(trained):

@@ -9,7 +9,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from lightning.pytorch.trainer.states import TrainerFn
 
 import lit_detect.tune
 from lit_detect import InputError
@@ -191,6 +193,25 @@ def test_a_trial_ends_with_the_search_that_started_it():
     callback.parent = -1
     with pytest.raises(RuntimeError, match="tune has ended"):
         callback.on_train_batch_start(SimpleNamespace(), None, None, 0)
+
+
+def test_a_trial_reports_the_best_validation_of_each_epoch(monkeypatch):
+    callback, told = ReportTrial("sqlite://", 0, 1, 1), []
+    monkeypatch.setattr(callback, "report", lambda value, epoch: bool(told.append((value, epoch))) or epoch == 2)
+    trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING), sanity_checking=False, is_global_zero=True, should_stop=False)
+    trainer.strategy = SimpleNamespace(broadcast=lambda value: value)
+    for epoch, values in enumerate([[0.1, 0.3, 0.2], [], [0.0]]):
+        trainer.current_epoch = epoch
+        for value in values:
+            trainer.callback_metrics = {"val/map": torch.tensor(value, dtype=torch.float64)}
+            callback.on_validation_end(trainer, None)
+            again = ReportTrial("sqlite://", 0, 1, 1)  # as in a trial that is killed here and goes on
+            again.load_state_dict(callback.state_dict())
+            assert again.best == callback.best
+        assert not trainer.should_stop
+        callback.on_train_epoch_end(trainer, None)
+    assert told == [(0.3, 0), (0.0, 2)]
+    assert trainer.should_stop
 
 
 def test_optuna_missing_is_said(files, monkeypatch):
