@@ -48,8 +48,9 @@ VERBS = {  # beside Lightning's; each is a function of that module
 }
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # full, over one's quota, read-only
+FORBIDDEN = (errno.EACCES, errno.EPERM)
 MACHINE = {  # what torch says when something was ended from outside (a pattern), and what it is
-    "DataLoader worker": "Expected the processes that read images to go on but one was ended, as at the want of memory "
+    r"DataLoader worker \(pid": "Expected the processes that read images to go on but one was ended, as at the want of memory "
     "(fewer --data.num_workers take less)",
     "onnection (closed|reset) by peer": "Expected all ranks to go on but one ended; the reason is in its own output",
 }
@@ -135,6 +136,8 @@ def mendable(error: BaseException | None) -> str | None:
             return str(error).rpartition("InputError: ")[2].strip()  # from a worker process it comes inside of a traceback
         if isinstance(error, OSError) and error.errno in DISK:
             return f"Expected to write {file_of(error)} but could not: {error.strerror}; what was saved before is whole."
+        if isinstance(error, OSError) and error.errno in FORBIDDEN:
+            return f"Expected to be allowed to use {file_of(error)} but was not: {error.strerror}."
         for pattern, sentence in MACHINE.items():
             if re.search(pattern, str(error)):
                 return f"{sentence}: {str(error).splitlines()[0].strip()}"

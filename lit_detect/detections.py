@@ -120,7 +120,7 @@ class PostProcess:
 
     def suppress(self, boxes: Tensor, labels: Tensor, scores: Tensor, span: int) -> Tensor:
         """Which boxes non-maximum suppression within each class keeps, in the order they come in: the best first."""
-        if len(boxes) > MANY:
+        if len(boxes) > MANY or boxes.device.type == "mps":  # which has no float64
             return batched_nms(boxes, scores, labels, self.nms_threshold).sort().values  # type: ignore[no-any-return]
         # Each class lies at a place of its own, so that none suppresses another; float64 moves boxes there without rounding them.
         apart = boxes.double() + (span * labels)[:, None]

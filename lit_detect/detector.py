@@ -52,7 +52,8 @@ class Detector(LightningModule):
         optimizer: makes the optimizer from parameter groups.
         lr_scheduler: makes the learning-rate scheduler from the optimizer; or `OneCycle`; or none.
         lr_interval: step the scheduler after each ``epoch`` or each ``step``.
-        lr_monitor: what `ReduceLROnPlateau` watches.
+        lr_monitor: what torch's `ReduceLROnPlateau` watches after each epoch, or each that validates (``val/...``); Lightning's names it
+            itself. A training loss is that of the epoch's last step.
         warmup_steps: optimizer steps over which the learning rate rises linearly. It multiplies what the scheduler gives, so the
             scheduler is to be one that multiplies too (MultiStepLR, CosineAnnealingLR, ...).
         warmup_start: the factor it starts from, above 0, at most 1.
@@ -103,8 +104,8 @@ class Detector(LightningModule):
             raise InputError(f"Expected class names, each once, but got {list(classes)}.")
         if category_ids is not None and len(category_ids) != len(classes):
             raise InputError(f"Expected an id for each of {len(classes)} classes but got {len(category_ids)} category_ids.")
-        self.classes = list(classes)
-        self.category_ids = list(category_ids or range(1, len(self.classes) + 1))
+        self.classes = [str(name) for name in classes]
+        self.category_ids = [int(number) for number in (range(1, len(classes) + 1) if category_ids is None else category_ids)]
         self._save_arguments()
         self.optimizer, self.lr_scheduler, self.lr_interval, self.lr_monitor = optimizer, lr_scheduler, lr_interval, lr_monitor
         self.init_from, self.warmup_steps, self.warmup_start = init_from, warmup_steps, warmup_start
@@ -115,14 +116,13 @@ class Detector(LightningModule):
 
     def _save_arguments(self) -> None:
         """Save a subclass's arguments as plain data, which `torch.load(weights_only=True)` reads and the command line can build."""
-        of_training = [name for name in inspect.signature(Detector).parameters if name not in ("classes", "category_ids")]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")  # made plain data below
-            self.save_hyperparameters(ignore=of_training)
-        described = {name: plain(value) for name, value in self.hparams.items()}
-        described |= {"classes": self.classes, "category_ids": self.category_ids}
+            self.save_hyperparameters(ignore=list(inspect.signature(Detector).parameters))  # which steer training, but for the classes
+        described = {**self.hparams, "classes": self.classes, "category_ids": self.category_ids}
+        described = {name: plain(value) for name, value in described.items()}
         described.setdefault("_instantiator", "lightning.pytorch.cli.instantiate_module")
-        if type(self).__module__ != "__main__":  # another script cannot import from there
+        if type(self).__module__ != "__main__" and "." not in type(self).__qualname__:  # nobody else can import it from there
             described.setdefault("_class_path", class_path(type(self)))
         self.save_hyperparameters(described)
 
@@ -196,7 +196,7 @@ class Detector(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch
-        return self._log_losses("train", self.training_losses(images, targets), len(images))
+        return self._log_losses("train", self.training_losses(images, [without_crowd(target) for target in targets]), len(images))
 
     def training_losses(self, images: Tensor | list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Named losses of a training batch, of which the step takes the sum; override to learn from something else too."""

@@ -19,7 +19,13 @@ Kind = TypeVar("Kind")
 
 
 def class_path(cls: type) -> str:
-    """Where to import a class from."""
+    """Where to import a class from.
+
+    Raises:
+        InputError: it is made within a function or another class, where nothing finds it by its name.
+    """
+    if "." in cls.__qualname__:
+        raise InputError(f"Expected {cls.__qualname__} at the top of {cls.__module__}, so that a checkpoint can say where to find it.")
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -68,8 +74,11 @@ def plain(value: Any) -> Any:
         return {name: plain(item) for name, item in value.items()}
     if isinstance(value, Path):
         return str(value)
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool):
         return value
+    for kind in (int, float, str):  # and not a kind of these, such as NumPy's, which a checkpoint could hold by code alone
+        if isinstance(value, kind):
+            return kind(value)
     raise InputError(f"Expected numbers, text, lists and dicts as a detector's arguments, which a checkpoint can hold, but got {value!r}.")
 
 

@@ -236,7 +236,10 @@ class FocalLoss(Criterion):
         # of RetinaNet's loss goes
         z = torch.where(wanted, -logits, logits)
         weight = torch.where(wanted, self.alpha, 1 - self.alpha)
-        loss = (weight * z.sigmoid() ** self.gamma * F.softplus(z)).sum(dim=-1)
+        wrong = z.sigmoid()
+        if 0 < self.gamma < 1:  # the slope of such a power is infinite at 0
+            wrong = wrong.clamp(min=torch.finfo(wrong.dtype).tiny)
+        loss = (weight * wrong**self.gamma * F.softplus(z)).sum(dim=-1)
         return loss * (labels >= 0)
 
     def scores(self, logits: Tensor) -> Tensor:

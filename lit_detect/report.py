@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import os
 import platform
 import shlex
 from collections.abc import Sequence
@@ -71,6 +72,10 @@ def report(
     files = {"run": run, "config": config, "ckpt_path": ckpt_path, "out": out}
     settings = {"split": split, "images": images, "score_threshold": score_threshold, "device": device}
     config_file, checkpoint_file = run_files(folder, config, ckpt_path)
+    path = Path(out) if out is not None else (folder or Path()) / "report.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(path.parent, os.W_OK):  # to be said before an evaluation that may take long
+        raise InputError(f"Expected to be allowed to write in {path.parent} but was not: give --out.")
     evaluation, chosen, checkpoint = evaluate_checkpoint(config_file, checkpoint_file, split, device)
     history = read_history(folder) if folder is not None else {}
     about = {
@@ -84,7 +89,6 @@ def report(
         "command": command(files | settings),
         "no_history": why_no_history(folder) if folder is not None and not history else "",
     }
-    path = Path(out) if out is not None else (folder or Path()) / "report.html"
     # a file's name that is not UTF-8 has halves of surrogate pairs in it
     path.write_text(render(evaluation, history, about, images, score_threshold), encoding="utf-8", errors="backslashreplace")
     without = f", without the training's curves: {about['no_history']}" if about["no_history"] else ""

@@ -1,12 +1,14 @@
 import shutil
-from functools import partialmethod
+from functools import partial, partialmethod
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.cli import ReduceLROnPlateau as LightningPlateau
 from torch import nn
-from torch.optim.lr_scheduler import MultiStepLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from lit_detect import SSD, COCOMeanAveragePrecision, HardNegativeMining, InputError, OneCycle, TorchvisionBackbone
@@ -96,6 +98,54 @@ def test_plateau_waits_for_the_epochs_that_validate(tmp_path):
     trainer(tmp_path, max_epochs=4, check_val_every_n_epoch=2).fit(detector, loader(), loader())
     assert detector.optimizers().param_groups[0]["lr"] == 1  # one epoch was no better, and there were not two
     assert detector.lr_schedulers().num_bad_epochs == 1
+
+
+def test_lightnings_plateau_watches_what_it_names(tmp_path):
+    waits = partial(LightningPlateau, monitor="val/loss", patience=0, threshold=1e9, threshold_mode="abs")
+    detector = build(optimizer=sgd, lr_scheduler=waits)
+    trainer(tmp_path, max_epochs=3).fit(detector, loader(), loader())
+    assert detector.optimizers().param_groups[0]["lr"] < 1
+
+
+def test_a_plateau_that_could_not_work_is_refused(tmp_path):
+    waits = partial(ReduceLROnPlateau, mode="max")
+    with pytest.raises(InputError, match="Expected lr_interval: epoch with ReduceLROnPlateau"):
+        trainer(tmp_path).fit(build(lr_scheduler=waits, lr_interval="step"), loader(), loader())
+    with pytest.raises(InputError, match="Expected check_val_every_n_epoch as a number with ReduceLROnPlateau on val/map"):
+        trainer(tmp_path, check_val_every_n_epoch=None, val_check_interval=3).fit(build(lr_scheduler=waits), loader(), loader())
+    with pytest.raises(InputError, match=r"Expected val/map, which ReduceLROnPlateau watches, but what was logged is train/"):
+        trainer(tmp_path).fit(build(lr_scheduler=waits), loader())
+
+
+def test_a_plateau_lets_a_training_end_before_its_first_validation(tmp_path):
+    detector = build(optimizer=sgd, lr_scheduler=partial(ReduceLROnPlateau, mode="max", patience=0))
+    trainer(tmp_path, max_steps=2).fit(detector, loader(), loader())
+    assert (detector.global_step, detector.lr_schedulers().last_epoch) == (2, 0)
+
+
+def test_one_cycle_is_that_of_the_training_that_goes_on(tmp_path):
+    """Of one that was to be shorter or longer; the rates of steps that are still to come are those of a training of this length."""
+
+    def cycle(total):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1, momentum=0.9)
+        return OneCycle()(optimizer, total)
+
+    def rates(scheduler, steps):
+        found = []
+        for _ in range(steps):
+            scheduler.optimizer.step()
+            scheduler.step()
+            found.append(scheduler.get_last_lr()[0])
+        return found
+
+    for planned, done, total in ((4, 4, 8), (8, 3, 6), (8, 5, 8)):
+        first, resumed, whole = cycle(planned), cycle(total), cycle(total)
+        rates(first, done)
+        resumed.load_state_dict(first.state_dict())
+        assert rates(resumed, total - done) == rates(whole, total)[done:]
+        assert rates(resumed, 2) == [resumed.get_last_lr()[0]] * 2  # more steps than were planned keep the last rate
+    rising = OneCycleLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1, momentum=0.9), max_lr=1, total_steps=8)
+    assert rates(cycle(8), 7) == rates(rising, 7)
 
 
 def test_one_cycle_without_an_end_is_refused(tmp_path):
@@ -243,6 +293,44 @@ def test_subclasses_of_all_parts_come_back_from_a_checkpoint(tmp_path):
 def test_an_argument_that_no_checkpoint_could_hold_is_refused_at_once():
     with pytest.raises(InputError, match="which a checkpoint can hold"):
         Distilled(CLASSES, teacher_weight=torch.ones(1), backbone=TinyBackbone(), size=96)
+
+
+def test_numpys_numbers_and_text_are_saved_as_plain_data(tmp_path):
+    found = {"score_threshold": np.float64(0.25), "scales": np.linspace(0.2, 1, 5).tolist(), "aspect_ratios": [[np.float64(2)]] * 4}
+    found |= {"classes": list(np.unique(["cat", "dog"])), "category_ids": list(np.array([3, 7]))}
+    detector = SSD(size=96, backbone=TinyBackbone(), extra_channels=[16], **found)
+    trainer(tmp_path, max_steps=1).fit(detector, loader())
+    detector.trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = SSD.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert (loaded.classes, loaded.category_ids, loaded.hparams["score_threshold"]) == (["cat", "dog"], [3, 7], 0.25)
+
+
+def test_a_detector_that_a_function_makes_loads_its_own_checkpoints_and_a_part_is_refused(tmp_path):
+    class Mine(SSD):
+        pass
+
+    class Part(TinyBackbone):
+        pass
+
+    detector = Mine(CLASSES, size=96, backbone=TinyBackbone(), scales="linear", extra_channels=[16])
+    trainer(tmp_path, max_steps=1).fit(detector, loader())
+    detector.trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert type(Mine.load_from_checkpoint(tmp_path / "a.ckpt")) is Mine
+    with pytest.raises(InputError, match=r"Part at the top of tests\.test_detector, so that a checkpoint can say where to find it"):
+        SSD(CLASSES, size=96, backbone=Part())
+
+
+def test_boxes_of_crowds_are_not_learnt(tmp_path):
+    images, targets = random_batch([(96, 96)] * 2, [3, 2])
+    plain = [{name: value[:2] if value.ndim else value for name, value in target.items()} for target in targets]
+    crowd = [{**target, "iscrowd": (torch.arange(len(target["labels"])) == 2).long()} for target in targets]
+    losses = []
+    for batch in ((images, plain), (images, crowd)):
+        torch.manual_seed(0)
+        detector = build()
+        trainer(tmp_path, max_steps=1).fit(detector, DataLoader([batch], batch_size=None))
+        losses.append(float(detector.trainer.callback_metrics["train/loss"]))
+    assert losses[0] == losses[1]
 
 
 def test_classes_are_names_each_once():

@@ -1,5 +1,6 @@
 """What goes wrong in a training: losses that are not finite, images that cannot be read, a full disk, workers that are killed."""
 
+import errno
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import yaml
 from torch.utils.data import get_worker_info
 
 from lit_detect import DigitsVOC
-from lit_detect.cli import main
+from lit_detect.cli import main, mendable
 from lit_detect.data.digits import write_digits
 from lit_detect.faults import NonFinite
 from tests.conftest import TinyBackbone
@@ -163,6 +164,14 @@ def test_when_nothing_can_be_read_it_stops_all_the_same(fit, root):
 def test_a_worker_that_is_killed_is_one_sentence(fit):
     sentence = error(fit, "--data.train.class_path", "tests.test_faults.KillsItsWorker", "--data.num_workers", "1")
     assert "processes that read images" in sentence
+
+
+def test_a_mistake_in_a_data_set_is_shown_whole_and_a_folder_of_another_user_in_one_sentence():
+    from_worker = RuntimeError("Caught ValueError in DataLoader worker process 0.\nOriginal Traceback ...")
+    assert mendable(from_worker) is None
+    assert mendable(RuntimeError("DataLoader worker (pid(s) 12) exited unexpectedly")) is not None
+    sentence = mendable(PermissionError(errno.EACCES, "Permission denied", "/train/lightning_logs"))
+    assert sentence == "Expected to be allowed to use /train/lightning_logs but was not: Permission denied."
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk without room")

@@ -103,6 +103,14 @@ def test_focal_loss_is_torchvisions_retinanets(counts):
     torch.testing.assert_close(losses["box_loss"], expected["bbox_regression"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_loss_has_a_gradient_at_any_logit(gamma):
+    logits = torch.tensor([-200.0, -120.0, -1.0, 0.0, 1.0, 120.0, 200.0]).reshape(1, -1, 1).requires_grad_()
+    for label in (0, 1):
+        (gradient,) = torch.autograd.grad(FocalLoss(gamma=gamma).class_loss(logits, torch.full((1, 7), label)).sum(), logits)
+        assert gradient.isfinite().all()
+
+
 def test_focal_loss_by_hand():
     """One positive with a score of .9 and one negative with .2: equation 5."""
     logits = torch.tensor([[[math.log(9.0)], [math.log(0.25)]]])

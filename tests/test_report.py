@@ -194,7 +194,7 @@ def test_a_run_is_reported_and_so_are_its_config_and_checkpoint(run_folder, tmp_
         f"--run={run_folder}",
     ):
         assert text.lower() in page.text.lower(), text
-    out = tmp_path / "other.html"
+    out = tmp_path / "pages" / "other.html"
     checkpoint = str(run_folder / "checkpoints" / "last.ckpt")
     main(["report", "--config", str(run_folder / "config.yaml"), "--ckpt_path", checkpoint, "--out", str(out)])
     assert "Average precision" not in check(out.read_text()).text  # without a run there are no curves
@@ -209,6 +209,13 @@ def test_a_run_without_metrics_says_so(run_folder, capsys, monkeypatch):
     page = check((run_folder / "report.html").read_text())
     assert f"Nothing is known of the training: {reason}." in page.text
     assert f"torch {version('torch')}" in page.text
+
+
+def test_a_folder_that_may_not_be_written_is_said_before_the_evaluation(run_folder, monkeypatch):
+    monkeypatch.setattr("lit_detect.report.os.access", lambda path, mode: False)
+    monkeypatch.setattr("lit_detect.report.evaluate_checkpoint", None)
+    with pytest.raises(SystemExit, match=r"Expected to be allowed to write in .* give --out"):
+        main(["report", "--run", str(run_folder)])
 
 
 def test_what_is_missing_is_said(run_folder, tmp_path):
