@@ -11,6 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lit_detect.boxes import without_crowd
 from lit_detect.cost import DTYPES
 from lit_detect.detector import Detector
 from lit_detect.errors import InputError
@@ -97,5 +98,5 @@ def losses_of(detector: nn.Module, images: Any, targets: Any, saved: Mapping[str
     inputs, on_device = move_data_to_device((images, targets), device)
     dtype = DTYPES.get(saved["precision"])
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        losses: dict[str, Tensor] = detector.training_losses(inputs, on_device)  # type: ignore[operator]
+        losses: dict[str, Tensor] = detector.training_losses(inputs, [without_crowd(one) for one in on_device])  # type: ignore[operator]
     return losses

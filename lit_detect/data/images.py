@@ -153,9 +153,13 @@ def read_image(path: Path, rotate: bool = False, reduction: int = 1) -> np.ndarr
 
 
 def images_below(folder: Path) -> list[Path]:
-    """The image files of a folder and of those in it, at any depth, sorted; links to folders are followed, each folder once."""
+    """The image files of a folder and of those in it, at any depth, sorted; links to folders are followed, each folder once.
+
+    Raises:
+        InputError: a folder in it that cannot be read.
+    """
     found, seen = list[Path](), set[str]()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=stop_unless_missing, followlinks=True):
         if (real := os.path.realpath(parent)) in seen:
             folders.clear()
             continue
@@ -163,6 +167,12 @@ def images_below(folder: Path) -> list[Path]:
         folders.sort()
         found += [path for path in map(Path(parent).joinpath, files) if path.suffix.lower() in IMAGE_SUFFIXES]
     return sorted(found)
+
+
+def stop_unless_missing(error: OSError) -> None:
+    """A folder that cannot be listed is not to be left out without a word."""
+    if not isinstance(error, FileNotFoundError):
+        raise InputError(f"Expected to list the images in {error.filename} but could not: {error.strerror}.") from error
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import logging
 import os
 import random
@@ -124,6 +125,20 @@ def test_links_to_folders_are_followed_and_those_that_lead_out_are_faults(root, 
     (root / "images/train/sub").symlink_to(elsewhere)
     with pytest.raises(InputError, match=r"1 x name leaves the folder: .*sub/c\.png' leads out of it"):
         len(dataset(root))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(root, monkeypatch):
+    listed = os.scandir
+
+    def scandir(path):
+        if os.path.basename(path) == "sub":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for read in (lambda: dataset(root), lambda: ImageFolder(str(root / "images"))):
+        with pytest.raises(InputError, match=r"Expected to list the images in .*/images/train/sub but could not: Permission denied"):
+            len(read())
 
 
 def test_a_path_absolute_or_from_the_files_folder(root, monkeypatch):
