@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_detect.boxes import without_crowd
 from lit_detect.errors import InputError
-from lit_detect.hyperparameters import class_path, plain
+from lit_detect.hyperparameters import save_arguments
 from lit_detect.metrics import DetectionMetric, metrics_of
 from lit_detect.models.backbones import Backbone
 from lit_detect.models.compiling import compile_parts
@@ -106,25 +105,13 @@ class Detector(LightningModule):
             raise InputError(f"Expected an id for each of {len(classes)} classes but got {len(category_ids)} category_ids.")
         self.classes = [str(name) for name in classes]
         self.category_ids = [int(number) for number in (range(1, len(classes) + 1) if category_ids is None else category_ids)]
-        self._save_arguments()
+        save_arguments(self, of_training=inspect.signature(Detector).parameters)
         self.optimizer, self.lr_scheduler, self.lr_interval, self.lr_monitor = optimizer, lr_scheduler, lr_interval, lr_monitor
         self.init_from, self.warmup_steps, self.warmup_start = init_from, warmup_steps, warmup_start
         self.backbone_lr_factor, self.base_batch_size, self.decay_norms = backbone_lr_factor, base_batch_size, decay_norms
         self.metrics = nn.ModuleDict({stage: nn.ModuleList(metrics_of(self.classes, metric)) for stage in ("val", "test")})  # type: ignore[assignment]
         self.compiles, self._weights_are_loaded = compile, False
         self.register_load_state_dict_post_hook(remember_weights)  # type: ignore[no-untyped-call]
-
-    def _save_arguments(self) -> None:
-        """Save a subclass's arguments as plain data, which `torch.load(weights_only=True)` reads and the command line can build."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")  # made plain data below
-            self.save_hyperparameters(ignore=list(inspect.signature(Detector).parameters))  # which steer training, but for the classes
-        described = {**self.hparams, "classes": self.classes, "category_ids": self.category_ids}
-        described = {name: plain(value) for name, value in described.items()}
-        described.setdefault("_instantiator", "lightning.pytorch.cli.instantiate_module")
-        if type(self).__module__ != "__main__" and "." not in type(self).__qualname__:  # nobody else can import it from there
-            described.setdefault("_class_path", class_path(type(self)))
-        self.save_hyperparameters(described)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Detector:
         """A copy, as averaging of weights makes one; it shares what makes optimizers, which may lead to the trainer, its data and ranks."""

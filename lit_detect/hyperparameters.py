@@ -6,14 +6,19 @@ import contextlib
 import importlib
 import inspect
 import sys
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
 from lit_detect.errors import InputError
 
-__all__ = ["built", "class_at", "class_path", "constructor_arguments", "known_class", "made", "plain"]
+if TYPE_CHECKING:
+    from lit_detect.detector import Detector
+
+__all__ = ["built", "class_at", "class_path", "constructor_arguments", "known_class", "made", "plain", "save_arguments"]
 
 Kind = TypeVar("Kind")
 
@@ -80,6 +85,25 @@ def plain(value: Any) -> Any:
         if isinstance(value, kind):
             return kind(value)
     raise InputError(f"Expected numbers, text, lists and dicts as a detector's arguments, which a checkpoint can hold, but got {value!r}.")
+
+
+def save_arguments(detector: Detector, of_training: Iterable[str]) -> None:
+    """Save a detector's arguments as plain data, which `torch.load(weights_only=True)` reads and the command line can build.
+
+    Args:
+        detector: whose constructor this is called from.
+        of_training: arguments that steer training, and are left out; its classes are saved in any case.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Attribute .* is an instance of `nn.Module`")  # made plain data below
+        detector.save_hyperparameters(ignore=list(of_training))
+    described = {**detector.hparams, "classes": detector.classes, "category_ids": detector.category_ids}
+    described = {name: plain(value) for name, value in described.items()}
+    described.setdefault("_instantiator", "lightning.pytorch.cli.instantiate_module")
+    kind = type(detector)
+    if kind.__module__ != "__main__" and "." not in kind.__qualname__:  # nobody else can import it from there
+        described.setdefault("_class_path", class_path(kind))
+    detector.save_hyperparameters(described)
 
 
 def known_class(path: object, kind: type[Kind]) -> type[Kind]:

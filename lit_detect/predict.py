@@ -14,8 +14,9 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lit_detect.data.batches import collate
 from lit_detect.data.dataset import Concatenation, DetectionDataset, Target, nothing_to_find
-from lit_detect.data.feed import Feed, collate
+from lit_detect.data.feed import Feed
 from lit_detect.data.folder import to_predict
 from lit_detect.data.workers import start_worker
 from lit_detect.errors import InputError

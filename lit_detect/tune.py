@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,7 @@ from rich.table import Table
 from lit_detect.compare_runs import TRAINING_KEYS, Run, check_keys, differing, laid_over, read_training, train
 from lit_detect.data.yolo import read_yaml
 from lit_detect.errors import InputError
+from lit_detect.tune_space import Space, read_space, values, with_values
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["ReportTrial", "tune"]
 
 METRIC = "val/map"
-Space = dict[str, dict[str, Any]]
 
 
 def tune(
@@ -77,40 +76,6 @@ def tune(
         raise InputError(f"Expected a folder of this search alone but another is running in {folder}.") from error
 
 
-def read_space(path: Path, base: Mapping[str, Any]) -> Space:
-    """The ranges and choices by key path, checked."""
-    space = {}
-    for key, entry in read_yaml(path).items():
-        where = f"{key} of {path}"
-        check_keys(where, entry, {"low", "high", "log", "choices"})
-        inside: Any = base
-        parts = str(key).split(".")
-        for part in parts[:-1]:
-            inside = inside.get(part) if isinstance(inside, dict) else None
-        if parts[0] not in TRAINING_KEYS or not isinstance(inside, dict):
-            raise InputError(f"Expected {where} to be a key of the training config but {'.'.join(parts[:-1]) or key} is not there.")
-        if isinstance(entry.get("choices"), list) and entry["choices"] and len(entry) == 1:
-            space[key] = dict(entry)
-            continue
-        low, high = (number(entry.get(name)) for name in ("low", "high"))
-        if "choices" in entry or low is None or high is None or low >= high or (entry.get("log") and low <= 0):
-            raise InputError(f"Expected a list of choices, or numbers low < high, above 0 for log, as {where} but got {dict(entry)}.")
-        space[key] = {"low": low, "high": high, "log": bool(entry.get("log", False))}
-    if not space:
-        raise InputError(f"Expected keys with low and high, or choices, in {path} but got none.")
-    return space
-
-
-def number(value: Any) -> int | float | None:
-    """A number, also one as YAML 1.1 does not read it (``1e-4``); None for anything else."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return None
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def same_search(folder: Path, asked: dict[str, Any]) -> None:
     """Keep what is searched; stop at a folder that has another search."""
     path = folder / "search.yaml"
@@ -148,34 +113,6 @@ def next_trial(study: Study, trials: int) -> Trial | None:
         if trial.state == TrialState.RUNNING:  # nobody runs it, since one process has the folder
             return Trial(study, trial._trial_id)
     return study.ask() if len(found) < trials else None
-
-
-def values(trial: Trial, space: Space) -> dict[str, Any]:
-    """A trial's value for each key; for one that goes on those it had."""
-    found: dict[str, Any] = {}
-    for key, entry in space.items():
-        if "choices" in entry:  # Optuna keeps names, and a choice may be a whole backbone
-            named = {json.dumps(choice): choice for choice in entry["choices"]}
-            found[key] = named[trial.suggest_categorical(key, list(named))]
-        elif isinstance(entry["low"], int) and isinstance(entry["high"], int):
-            found[key] = trial.suggest_int(key, entry["low"], entry["high"], log=entry["log"])
-        else:
-            found[key] = trial.suggest_float(key, entry["low"], entry["high"], log=entry["log"])
-    return found
-
-
-def with_values(base: Any, found: Mapping[str, Any]) -> Any:
-    """A config with other values.
-
-    >>> with_values({"data": {"batch_size": 8, "num_workers": 2}}, {"data.batch_size": 4})
-    {'data': {'batch_size': 4, 'num_workers': 2}}
-    """
-    for key, value in found.items():
-        above = value
-        for part in reversed(key.split(".")):
-            above = {part: above}
-        base = laid_over(base, above)
-    return base
 
 
 def run_trial(study: Study, trial: Trial, base: dict[str, Any], space: Space, pruning: dict[str, int], folder: Path) -> None:

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import MultiStepLR, OneCycleLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader
 
 from lit_detect import SSD, COCOMeanAveragePrecision, HardNegativeMining, InputError, OneCycle, TorchvisionBackbone
-from lit_detect.data.datamodule import collate
+from lit_detect.data.batches import collate
 from tests.conftest import CLASSES, DETECTORS, TinyBackbone, random_batch
 
 

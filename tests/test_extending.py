@@ -16,8 +16,9 @@ from lightning.pytorch import Trainer
 
 from lit_detect import SSD, Anchors, DetectionDataModule, Detector, DigitsVOC, InputError, IoULoss
 from lit_detect.cli import CONFIGS, main
+from lit_detect.data.batches import collate
 from lit_detect.data.digits import write_digits
-from lit_detect.data.feed import Feed, collate
+from lit_detect.data.feed import Feed
 from tests import test_contract as contract
 from tests.conftest import CLASSES, learnt_by_heart, random_batch
 

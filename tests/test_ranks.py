@@ -29,7 +29,7 @@ from lit_detect import (
     VOCMeanAveragePrecision,
 )
 from lit_detect.cli import CONFIGS, main
-from lit_detect.data.datamodule import collate
+from lit_detect.data.batches import collate
 from lit_detect.data.digits import write_digits
 from tests.conftest import DETECTORS, SHARED, TinyBackbone, random_batch
 from tests.test_metrics import random_images

@@ -18,7 +18,8 @@ from lit_detect import InputError
 from lit_detect.cli import CONFIGS, find_configs
 from lit_detect.data.digits import write_digits
 from lit_detect.data.yolo import read_yaml
-from lit_detect.tune import ReportTrial, read_space, tune
+from lit_detect.tune import ReportTrial, tune
+from lit_detect.tune_space import read_space
 
 optuna = pytest.importorskip("optuna", reason="needs optuna: pip install 'lit_detect[optuna]'")
 

@@ -12,9 +12,10 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
+from lit_detect.data.batches import collate
 from lit_detect.data.dataset import Concatenation, DetectionDataset
 from lit_detect.data.faults import OnInvalid
-from lit_detect.data.feed import EpochSampler, Feed, collate
+from lit_detect.data.feed import EpochSampler, Feed
 from lit_detect.data.folder import to_predict
 from lit_detect.data.presets import preset
 from lit_detect.data.splits import splits_to_train

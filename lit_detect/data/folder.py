@@ -34,7 +34,7 @@ class ImageFolder(DetectionDataset):
         """The image files, sorted."""
         if self.path.is_file():
             return [self.path]
-        files = images_below(self.path)
+        files = sorted(images_below(self.path))
         if not files:
             raise InputError(f"Expected images to predict on in {self.path} but found none ({', '.join(IMAGE_SUFFIXES)}).")
         return files

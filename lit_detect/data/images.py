@@ -153,7 +153,7 @@ def read_image(path: Path, rotate: bool = False, reduction: int = 1) -> np.ndarr
 
 
 def images_below(folder: Path) -> list[Path]:
-    """The image files of a folder and of those in it, at any depth, sorted; links to folders are followed, each folder once.
+    """The image files of a folder and of those in it, at any depth; links to folders are followed, each folder once.
 
     Raises:
         InputError: a folder in it that cannot be read.
@@ -164,9 +164,9 @@ def images_below(folder: Path) -> list[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders.sort()
+        folders.sort()  # which of two links to a folder comes first
         found += [path for path in map(Path(parent).joinpath, files) if path.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(found)
+    return found
 
 
 def stop_unless_missing(error: OSError) -> None:

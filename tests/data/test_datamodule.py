@@ -6,7 +6,8 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from lit_detect import COCODetection, DetectionDataModule, InputError, VOCDetection
-from lit_detect.data.feed import Feed, TargetList, collate
+from lit_detect.data.batches import TargetList, collate
+from lit_detect.data.feed import Feed
 
 CLASSES = ["cat", "dog", "horse"]
 

@@ -8,7 +8,7 @@ from torchvision.models._meta import _COCO_CATEGORIES
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, retinanet_resnet50_fpn, ssdlite320_mobilenet_v3_large
 
 from lit_detect import DSSD, RFCN, SSD, FasterRCNN, InputError, RetinaNet, SSDLite, TorchvisionBackbone, YOLOv3
-from lit_detect.data.datamodule import collate
+from lit_detect.data.batches import collate
 from lit_detect.models import weights
 from tests.conftest import DETECTORS, OneStride, TinyBackbone, random_batch
 from tests.test_contract import save

@@ -35,7 +35,8 @@ from torchvision.tv_tensors import BoundingBoxes
 from torchvision.tv_tensors import Image as ImageTensor
 
 from lit_detect import DetectionDataset, VOCDetection
-from lit_detect.data.feed import EpochSampler, Feed, collate
+from lit_detect.data.batches import collate
+from lit_detect.data.feed import EpochSampler, Feed
 from lit_detect.data.images import ImageFile, read_header
 from lit_detect.data.presets import preset
 from lit_detect.data.transforms import MEAN, compose
